@@ -1,0 +1,1 @@
+"""RAFT for Stable Diffusion."""
