@@ -1,6 +1,6 @@
 """RAFT (Dong et al. 2023, arXiv:2304.06767, algorithm 1): sample K a prompt, rank, finetune on the best, repeat.
 
-    draw -> policy.generate -> score -> select -> tune -> store -> (next round)
+draw -> policy.generate -> score -> select -> tune -> store -> (next round)
 """
 
 from __future__ import annotations
@@ -72,10 +72,13 @@ def raft(
 
 
 def score(samples: Sequence[Sample], rewards: Sequence[Reward]) -> list[Scored]:
-    """Every reward's raw score of every sample. Raises ValueError naming the sample whose score is no finite number."""
+    """Every reward's raw score of every sample. Raises ValueError for two rewards of one name, for a wrong number
+    of scores, and for a score that is no finite number, naming its sample."""
     scores: list[dict[str, float]] = [{} for _ in samples]
     for reward in rewards:
         for name, values in reward(samples).items():
+            if any(name in row for row in scores):
+                raise ValueError(f"two rewards are named {name!r}, so one would replace the other; rename one")
             if len(values) != len(samples):
                 raise ValueError(
                     f"reward {name!r} returned {len(values)} scores for {len(samples)} samples "

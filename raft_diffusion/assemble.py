@@ -1,0 +1,234 @@
+"""From a configuration to the concrete objects of a run. Only the command line imports this."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .core.config import Config
+from .core.loop import Reward
+from .core.prompts import draw_round
+from .core.records import Draw, Prompt
+from .core.select import Select
+
+POCKET = "pocket"
+TOWERS = {"pocket": "clip", "pocket-held-out": "held_out"}
+MAY_CHANGE = ("rounds", "device", "threads", "sampling.batch_size", "evaluation")
+HELD_OUT_PREFIX = "held_out."
+
+
+def prepare(threads: int | None) -> int:
+    """Let torch use `threads` CPU threads (None: every core) and the libraries load without bars of their own.
+
+    Returns the number of threads.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin on cores that others need
+    import diffusers
+    import torch
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def pick_device(name: str) -> str:
+    """The device of a configuration: "auto" is the first of cuda, mps and cpu that is there."""
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def make_policy(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+    """The model of the configuration with a fresh LoRA, set to collect candidates."""
+    import torch
+
+    from .diffusion import DiffusionPolicy, load
+
+    components = load(config.model, device=pick_device(config.device), dtype=torch.float32)
+    policy = DiffusionPolicy(components, settings=collecting(config), progress=progress)
+    tuning = config.tuning
+    policy.add_adapter(
+        rank=tuning.rank,
+        alpha=tuning.alpha,
+        targets=tuning.targets,
+        text_encoder=tuning.text_encoder,
+        seed=config.seed,
+    )
+    return policy
+
+
+def user_settings(config: Config) -> Any:
+    """How the user samples, and how the evaluation is made."""
+    from .diffusion import Settings
+
+    sampling = config.sampling
+    return Settings(
+        width=sampling.width,
+        height=sampling.height,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        scheduler=sampling.scheduler,
+        batch_size=sampling.batch_size,
+    )
+
+
+def collecting(config: Config) -> Any:
+    """How candidates are collected: as the user samples, at a guidance of their own if one is set."""
+    from dataclasses import replace
+
+    guidance = config.sampling.collect_guidance_scale
+    settings = user_settings(config)
+    return settings if guidance is None else replace(settings, guidance_scale=guidance)
+
+
+def make_tower(name: str, config: Config, *, prefix: str = "") -> Any:
+    """A carried CLIP tower by name, or any that `ClipTower.load` knows."""
+    from . import pocket
+    from .rewards.clip import ClipTower
+
+    source: str | Path = pocket.WEIGHTS / TOWERS[name] if name in TOWERS else name
+    return ClipTower.load(source, device=pick_device(config.device), prefix=prefix)
+
+
+def make_rewards(config: Config) -> list[Reward]:
+    """Everything that scores candidates: what ranks, and the held-out tower, which is stored beside and never ranks."""
+    from .rewards.custom import load_custom
+
+    settings = config.rewards
+    if any(name.startswith(HELD_OUT_PREFIX) for name in settings.weights):
+        raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
+    rewards: list[Reward] = []
+    if {"text_image", "aesthetic"} & set(settings.weights) or not settings.custom:
+        rewards.append(make_tower(settings.scorer, config))
+    if {"compressibility", "incompressibility"} & set(settings.weights):
+        from .rewards.compress import compressibility
+
+        rewards.append(compressibility)
+    rewards += [load_custom(name) for name in settings.custom]
+    if settings.held_out:
+        rewards.append(make_tower(settings.held_out, config, prefix=HELD_OUT_PREFIX))
+    return rewards
+
+
+def make_select(config: Config) -> Select:
+    selection = config.selection
+    return Select(
+        weights=config.rewards.weights,
+        method=config.rewards.method,
+        best=selection.best,
+        top_fraction=selection.top_fraction,
+        top_count=selection.top_count,
+        tau=selection.tau,
+    )
+
+
+def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+    from .diffusion import DiffusionTuner
+
+    tuning = config.tuning
+    return DiffusionTuner(
+        steps=tuning.steps,
+        batch_size=tuning.batch_size,
+        learning_rate=tuning.learning_rate,
+        gradient_accumulation=tuning.gradient_accumulation,
+        snr_gamma=tuning.snr_gamma,
+        condition_drop=tuning.condition_drop,
+        max_grad_norm=tuning.max_grad_norm,
+        mixed_precision=tuning.mixed_precision,
+        warmup_steps=tuning.warmup_steps,
+        restart=tuning.restart,
+        progress=progress,
+    )
+
+
+def make_prompts(config: Config, texts: Sequence[str]) -> list[Prompt]:
+    template, negative = config.prompts.template, config.sampling.negative_prompt
+    return [Prompt(template.replace("{}", text), negative=negative) for text in texts]
+
+
+def make_draws(config: Config) -> Callable[[int], list[Draw]]:
+    """The requests of a round by its index."""
+
+    def draws(index: int) -> list[Draw]:
+        return draw_round(
+            make_prompts(config, config.prompts.train),
+            index=index,
+            seed=config.seed,
+            per_round=config.prompts.per_round,
+            k=config.sampling.samples_per_prompt,
+            groups_per_prompt=config.sampling.groups_per_prompt,
+        )
+
+    return draws
+
+
+def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folder: Path) -> dict[str, Any]:
+    """Before and after, on the evaluation's own seeds. The carried model has a judge and a true world."""
+    from .evaluate import Plan, evaluate
+    from .rewards.clip import ClipTower, diversity
+
+    plan = Plan(
+        target=make_prompts(config, config.prompts.train),
+        ood=make_prompts(config, config.prompts.held_out),
+        pairs=config.evaluation.pairs,
+        ood_pairs=config.evaluation.ood_pairs,
+        best_of=config.evaluation.best_of,
+        seed=config.seed,
+        weights=config.rewards.weights,
+        method=config.rewards.method,
+    )
+    judge, truth = None, None
+    if config.model == POCKET:
+        from . import pocket
+        from .pocket.judge import Judge
+        from .pocket.world import true_pictures
+
+        judge = Judge.load(pocket.JUDGE)
+        truth = partial(true_pictures, size=config.sampling.width, seed=config.seed)
+    settings = user_settings(config)
+    towers = [reward for reward in rewards if isinstance(reward, ClipTower)]
+    return evaluate(
+        policy,
+        partial(policy.generate, settings=settings),
+        rewards,
+        plan,
+        folder=folder,
+        judge=judge,
+        diversity=diversity,
+        embed=towers[-1].embed_images if towers else (lambda images: None),
+        truth=truth,
+        settings={
+            "guidance_scale": settings.guidance_scale,
+            "num_inference_steps": settings.num_inference_steps,
+            "scheduler": settings.scheduler,
+            "width": settings.width,
+            "height": settings.height,
+            "best_of": plan.best_of,
+        },
+    )
+
+
+def environment(config: Config, threads: int) -> dict[str, Any]:
+    """What the run runs on: versions and machine, no user or host name."""
+    from importlib.metadata import version
+
+    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "safetensors")
+    return {
+        "raft_diffusion": version("raft-diffusion"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": pick_device(config.device),
+        "threads": threads,
+        **{name: version(name) for name in packages},
+    }

@@ -1,0 +1,151 @@
+"""One LoRA on a frozen model (Hu et al. 2021, arXiv:2106.09685): W x + (alpha / rank) B A x, with B = 0 at first."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .load import Components
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+TARGETS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "feed_forward": ("ff.net.0.proj", "ff.net.2"),
+    "projection": ("proj_in", "proj_out"),
+    "convolution": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+}
+"""The groups of UNet layers that can carry a LoRA, by the endings of their names."""
+TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class Adapter:
+    """The weights that learn, float32, in the UNet and, if wanted, in the text encoder's attention.
+
+    rank, alpha: the LoRA is scaled by alpha / rank.
+    targets: names of `TARGETS`, the UNet's layers that carry it.
+    seed: of the initial A (Kaiming uniform, as in the paper's code); the global random state has no say.
+    Raises ValueError for an unknown group, or a model that carries an adapter already.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        text_encoder: bool,
+        seed: int,
+    ) -> None:
+        unknown = [name for name in targets if name not in TARGETS]
+        if unknown or not targets:
+            raise ValueError(f"adapter targets {list(targets)} are not known; choose from {', '.join(TARGETS)}")
+        if rank < 1 or not 0 < alpha < math.inf:
+            raise ValueError(f"an adapter needs rank >= 1 and alpha > 0, not rank {rank} and alpha {alpha}")
+        layers = {"unet": [ending for name in TARGETS if name in targets for ending in TARGETS[name]]}
+        if text_encoder:
+            layers["text_encoder"] = list(TEXT_ENCODER_TARGETS)
+        self.seed = seed
+        self.trains_text_encoder = text_encoder
+        self._models: dict[str, Any] = {part: getattr(components, part) for part in layers}
+        self._metadata: dict[str, Any] = {}
+        for part, model in self._models.items():
+            if next(_tuner_layers(model), None) is not None:
+                raise ValueError(f"the {part} carries an adapter already; load the model anew for another one")
+            model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers[part]))  # pyright: ignore
+            self._metadata |= {f"{part}.{key}": value for key, value in _minimal(rank, alpha, layers[part]).items()}
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()
+        self.reset()
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The trainable weights by their name in the saved file, in the model's own order."""
+        return {
+            f"{_prefix(part, name)}{name.replace('.default.', '.')}": parameter
+            for part, model in self._models.items()
+            for name, parameter in model.named_parameters()
+            if ".lora_A." in name or ".lora_B." in name
+        }
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the initial weights: A as the seed draws it, B = 0, so that the model is the base again."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        for name, parameter in self.parameters().items():
+            if ".lora_B." in name:
+                parameter.zero_()
+            else:
+                start = torch.empty(parameter.shape)
+                parameter.copy_(torch.nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator))
+
+    def enable(self, enabled: bool) -> None:
+        """Let the model run with the adapter (True) or as the plain base (False)."""
+        for model in self._models.values():
+            for layer in _tuner_layers(model):
+                layer.enable_adapters(enabled)
+
+    def save(self, folder: Path) -> None:
+        """Write `FILE_NAME` in diffusers' format, float32; the same weights always give the same bytes.
+
+        The rank and alpha go along as `lora_adapter_metadata`, without which a reader assumes alpha = rank. It names
+        only what older versions of peft know too, and it is the only entry: safetensors shuffles several.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters().items()}
+        partial = folder / f"{FILE_NAME}.partial"
+        save_file(tensors, partial, metadata={"lora_adapter_metadata": json.dumps(self._metadata, sort_keys=True)})
+        os.replace(partial, folder / FILE_NAME)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Set the weights to those that `save` wrote, bit by bit. Raises ValueError when they do not fit."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise ValueError(f"there is no adapter {path}")
+        with safe_open(path, "pt") as file:
+            stored = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            wrong = [key for key in self._metadata | stored if self._metadata.get(key) != stored.get(key)]
+            if wrong:
+                differences = [f"{key} {stored.get(key)} instead of {self._metadata.get(key)}" for key in wrong]
+                raise ValueError(f"{path} does not fit this adapter: it has {', '.join(differences)}")
+            parameters = self.parameters()
+            if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
+                raise ValueError(f"{path} does not fit this model: its layers have other names or sizes")
+            for name, parameter in parameters.items():
+                parameter.copy_(file.get_tensor(name))
+
+
+def _minimal(rank: int, alpha: float, layers: list[str]) -> dict[str, Any]:
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": layers,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_dora": False,
+        "lora_bias": False,
+        "use_rslora": False,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+    }
+
+
+def _prefix(part: str, name: str) -> str:
+    """transformers 5 dropped the `text_model.` level of a CLIP text encoder; every other reader still expects it."""
+    return f"{part}.text_model." if part == "text_encoder" and not name.startswith("text_model.") else f"{part}."
+
+
+def _tuner_layers(model: torch.nn.Module) -> Iterator[BaseTunerLayer]:
+    return (module for module in model.modules() if isinstance(module, BaseTunerLayer))

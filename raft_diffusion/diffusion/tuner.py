@@ -1,0 +1,208 @@
+"""Finetune the policy's LoRA on the winners' latents by the model's own denoising loss: the Tuner of the loop.
+
+Legend: W winners, B pictures a batch, C latent channels, (h, w) the latent's size, T tokens, D the text width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ..core.records import Winner
+from .sampler import DiffusionPolicy, Progress, make_scheduler
+
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTuner:
+    """Maximum likelihood on the winners (Dong et al. 2023, arXiv:2304.06767) as Ho et al. 2020's simple loss.
+
+    steps: optimizer steps, each over gradient_accumulation batches of batch_size pictures.
+    learning_rate: of a fresh AdamW at every call, constant after `warmup_steps` of linear warm-up.
+    snr_gamma: caps a noise level's weight (min-SNR, Hang et al. 2023, arXiv:2303.09556); None for none.
+    condition_drop: the probability that a picture is shown with the empty prompt, for guidance's sake.
+    max_grad_norm: gradients are scaled down to this norm at most.
+    mixed_precision: "no", "fp16" (needs a GPU) or "bf16".
+    restart: learn from the adapter's initial weights each time instead of from its present ones.
+    progress: called with ("tune", steps done, steps in all) after each step.
+    Raises ValueError for a number out of its range.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    gradient_accumulation: int = 1
+    snr_gamma: float | None = None
+    condition_drop: float = 0.0
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "no"
+    warmup_steps: int = 0
+    restart: bool = False
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "max_grad_norm", "snr_gamma"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be more than 0")
+        if not 0 <= self.condition_drop <= 1:
+            raise ValueError(f"condition_drop is {self.condition_drop}; a probability lies between 0 and 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose from {', '.join(PRECISIONS)}")
+
+    def __call__(self, policy: DiffusionPolicy, winners: Sequence[Winner], *, seed: int) -> dict[str, float]:
+        """Train the policy's adapter in place; the same winners and seed give the same weights, byte for byte.
+
+        Every winner is used equally often, give or take one; its weight multiplies its loss, after the weights are
+        brought to a mean of 1. Winners of weight 0 are left out.
+        Returns the mean "loss" and the mean "grad_norm" (before clipping) over the steps.
+        Raises ValueError for winners it cannot learn from, RuntimeError when the loss is not finite.
+        """
+        adapter = policy.trained
+        if self.restart:
+            adapter.reset()
+        batches = _Batches(winners, condition_drop=self.condition_drop, seed=seed)
+        objective = _Objective(policy, self.snr_gamma, batches.texts)
+        parameters = list(adapter.parameters().values())
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
+        accelerator = self._accelerator(policy.components.device)
+        prepared = accelerator.prepare(optimizer)
+        losses: list[float] = []
+        norms: list[float] = []
+        for step in range(1, self.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
+            drawn = batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
+            for batch in drawn.split(self.batch_size):
+                with accelerator.accumulate(policy.components.unet):
+                    with accelerator.autocast():
+                        loss = objective(batch)
+                    losses.append(loss.item())
+                    if not math.isfinite(losses[-1]):
+                        raise RuntimeError(f"the loss of tuning step {step} is {losses[-1]}; lower learning_rate")
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        norm: Any = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+                        norms.append(float(norm))
+                    prepared.step()
+                    prepared.zero_grad()
+            if self.progress:
+                self.progress("tune", step, self.steps)
+        return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+
+    def _accelerator(self, device: torch.device) -> Accelerator:
+        on_cpu = device.type == "cpu"
+        if on_cpu and self.mixed_precision == "fp16":
+            raise ValueError('mixed_precision "fp16" needs a GPU; on the CPU choose "no" or "bf16"')
+        # accelerate keeps one precision a process and refuses another; a later tuner may want its own.
+        AcceleratorState._reset_state()
+        return Accelerator(
+            cpu=on_cpu,
+            mixed_precision=self.mixed_precision,
+            gradient_accumulation_steps=self.gradient_accumulation,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """latents and noise (B, C, h, w), timesteps and weights (B,), B texts; all on the CPU."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    weights: torch.Tensor
+    texts: tuple[str, ...]
+
+    def split(self, size: int) -> Iterator[_Batch]:
+        for start in range(0, len(self.texts), size):
+            part = slice(start, start + size)
+            yield _Batch(
+                self.latents[part], self.noise[part], self.timesteps[part], self.weights[part], self.texts[part]
+            )
+
+
+class _Batches:
+    """Draws what a step trains on. A step is drawn whole, so that accumulation does not change the draws."""
+
+    def __init__(self, winners: Sequence[Winner], *, condition_drop: float, seed: int) -> None:
+        for winner in winners:
+            if not 0 <= winner.weight < math.inf:
+                raise ValueError(f"winner {winner.sample.id} has weight {winner.weight}; it must be finite, 0 or more")
+        winners = [winner for winner in winners if winner.weight > 0]
+        if not winners:
+            raise ValueError("there is no winner with a weight above 0 to learn from")
+        sizes = {tuple(winner.sample.data.latent.shape) for winner in winners}
+        if len(sizes) > 1:
+            raise ValueError(f"the winners' latents differ in size, {sorted(sizes)}; train on pictures of one size")
+        self.texts = ["", *dict.fromkeys(winner.sample.prompt.text for winner in winners)]
+        self._winners_texts = [winner.sample.prompt.text for winner in winners]
+        self._latents = torch.stack([winner.sample.data.latent for winner in winners])
+        weights = torch.tensor([winner.weight for winner in winners])
+        self._weights = weights / weights.mean()
+        self._condition_drop = condition_drop
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._order = self._epochs()
+
+    def draw(self, count: int, noise_levels: int) -> _Batch:
+        """The next `count` pictures of the shuffled epochs, each with its own noise, noise level and drop."""
+        chosen = list(islice(self._order, count))
+        latents = self._latents[chosen]
+        noise = torch.randn(latents.shape, generator=self._generator)
+        timesteps = torch.randint(noise_levels, (count,), generator=self._generator)
+        dropped = torch.rand(count, generator=self._generator) < self._condition_drop
+        texts = tuple("" if drop else self._winners_texts[i] for i, drop in zip(chosen, dropped.tolist(), strict=True))
+        return _Batch(latents, noise, timesteps, self._weights[chosen], texts)
+
+    def _epochs(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(len(self._latents), generator=self._generator).tolist()
+
+
+class _Objective:
+    """The weighted denoising loss of a batch under the policy as it is now."""
+
+    def __init__(self, policy: DiffusionPolicy, snr_gamma: float | None, texts: Sequence[str]) -> None:
+        self._policy = policy
+        self._components = policy.components
+        self._scheduler = make_scheduler("DDPM", self._components.scheduler_config)
+        self._predicts_velocity = self._components.prediction_type == "v_prediction"
+        if self._components.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(f"cannot tune a model that predicts {self._components.prediction_type!r}")
+        self.noise_levels: int = self._scheduler.config.num_train_timesteps
+        self._level_weights = self._min_snr(snr_gamma).to(self._components.device)
+        self._learns_text = policy.trained.trains_text_encoder
+        if not self._learns_text:
+            policy.embed(texts)  # cached here, in full precision: under autocast the cache would keep rounded states
+
+    def __call__(self, batch: _Batch) -> torch.Tensor:
+        device, dtype = self._components.device, self._components.dtype
+        latents, noise, timesteps = (part.to(device) for part in (batch.latents, batch.noise, batch.timesteps))
+        noisy = self._scheduler.add_noise(latents, noise, timesteps)
+        target = self._scheduler.get_velocity(latents, noise, timesteps) if self._predicts_velocity else noise
+        text = self._policy.encode(batch.texts) if self._learns_text else self._policy.embed(batch.texts)
+        predicted = self._components.unet(
+            noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype), return_dict=False
+        )[0]
+        errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))
+        return (errors * self._level_weights[timesteps] * batch.weights.to(device)).mean()
+
+    def _min_snr(self, gamma: float | None) -> torch.Tensor:
+        """(T,): min(snr, gamma) over snr for noise and over snr + 1 for velocity (arXiv:2303.09556, section 3.4)."""
+        signal = self._scheduler.alphas_cumprod
+        if gamma is None:
+            return torch.ones_like(signal)
+        snr = signal / (1 - signal)
+        return snr.clamp(max=gamma) / (snr + 1 if self._predicts_velocity else snr)

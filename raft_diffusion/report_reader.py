@@ -1,0 +1,133 @@
+"""Reads a run folder for the report: what is missing or broken becomes a note, never a traceback."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+PIXEL_ART = 64  # px: up to here a picture is enlarged with hard pixels
+PICTURE_BYTES = 16_000_000  # all pictures of a page together, as base64; the first asked for are served first
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture on the page. `src` is a data URI, or empty, and then `why` says what became of it."""
+
+    src: str = ""
+    why: str = ""
+    hard: bool = False
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads one run folder. What cannot be read is counted in `notes`; `room` is what is left of PICTURE_BYTES."""
+
+    run: Path
+    notes: Counter[str] = field(default_factory=Counter)
+    room: int = PICTURE_BYTES
+
+    @property
+    def name(self) -> str:
+        return self.run.resolve().name
+
+    def has(self, name: str) -> bool:
+        return (self.run / name).is_file()
+
+    def text(self, name: str) -> str:
+        """The file's text, or "" when there is no such file, which is no fault by itself."""
+        try:
+            return (self.run / name).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            self.notes[f"{name} could not be read: {error.strerror}."] += 1
+            return ""
+
+    def json(self, name: str) -> dict[str, Any]:
+        return next(self._parse([self.text(name)], f"{name} is no JSON object and was left out."), {})
+
+    def jsonl(self, name: str) -> list[dict[str, Any]]:
+        return list(self._parse(self.text(name).split("\n"), f"A line of {name} is broken and was left out."))
+
+    def _parse(self, texts: list[str], fault: str) -> Iterator[dict[str, Any]]:
+        for text in filter(str.strip, texts):
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict):
+                yield value
+            else:
+                self.notes[fault] += 1
+
+    def toml(self, name: str) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self.text(name))
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            self.notes[f"{name} is no valid TOML: {error}."] += 1
+            return {}
+
+    def picture(self, folder: str, name: Any, *, side: int, lossless: bool = False) -> Picture:
+        """The picture `name` inside `folder` (both below the run folder) as a data URI of at most `side` px."""
+        path = _inside(self.run / folder, name)
+        if path is None:
+            self.notes[f"{folder} names a picture outside its folder; it was not opened."] += 1
+            return Picture(why="refused: not in its folder")
+        if self.room <= 0:
+            self.notes["A picture was left out to keep this page small; the newest rounds come first."] += 1
+            return Picture(why="left out to keep the page small")
+        try:
+            if not path.is_file():
+                raise FileNotFoundError(path)
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
+                opened.draft("RGB", (side, side))
+                picture = opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            self.notes[f"A picture in {folder} is missing or broken."] += 1
+            return Picture(why="picture missing")
+        hard = max(picture.size) <= PIXEL_ART
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        data = io.BytesIO()
+        picture.save(data, "WEBP", lossless=lossless and hard, quality=82, method=3)
+        src = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+        self.room -= len(src)
+        return Picture(src=src, hard=hard)
+
+
+def _inside(folder: Path, name: Any) -> Path | None:
+    """`folder / name`, or None when `name` is more than a plain file name or a link leads out of the folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name):
+        return None
+    try:
+        path = Path(os.path.realpath(folder / name))
+    except ValueError:  # characters that no file system knows
+        return None
+    return path if path.is_relative_to(os.path.realpath(folder)) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that fits a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def numbers(value: Any) -> dict[str, float]:
+    return {name: float(number) for name, number in table(value).items() if is_number(number)}

@@ -1,0 +1,241 @@
+"""CLIP towers from open_clip: one pass over the pictures gives the text-image score and the aesthetic scores.
+
+Legend: N pictures, D the embedding's width, S the tower's picture size.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..core.records import Sample
+
+V2_LAYERS = (768, 1024, 128, 64, 16, 1)
+
+
+class ClipTower:
+    """A frozen open_clip model with its aesthetic heads; calling it scores samples.
+
+    tokenize: texts -> token ids (B, T), the end token the highest id, as open_clip pools there.
+    heads: name -> module from L2-normalised embeddings (N, D) to scores (N, 1).
+    prefix: put before every score's name, such as "held_out." for a tower that never ranks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenize: Callable[[Sequence[str]], Tensor],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        heads: Mapping[str, torch.nn.Module],
+        device: str = "cpu",
+        batch_size: int = 64,
+        prefix: str = "",
+    ) -> None:
+        self._model = model.eval().requires_grad_(False).to(device)
+        self._heads = {name: head.eval().requires_grad_(False).to(device) for name, head in heads.items()}
+        self._tokenize, self._device, self._batch_size, self._prefix = tokenize, device, batch_size, prefix
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self._texts: dict[str, Tensor] = {}
+        for name, head in self._heads.items():
+            probe = self.embed_texts([""])
+            try:
+                head(probe)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the head {name!r} does not fit embeddings of width {probe.shape[1]}: use one made for this tower"
+                ) from error
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str = "cpu",
+        batch_size: int = 64,
+        prefix: str = "",
+        aesthetic: Mapping[str, Path] | None = None,
+    ) -> ClipTower:
+        """A folder with an open_clip config, weights, tokenizer and head, or "MODEL:PRETRAINED" as open_clip names it.
+
+        aesthetic: score name -> file of a LAION head (.pth of v1 or v2, or safetensors).
+        Raises ValueError when something is missing, broken or does not fit.
+        """
+        heads = {name: load_head(path) for name, path in (aesthetic or {}).items()}
+        common = {"device": device, "batch_size": batch_size, "prefix": prefix}
+        folder = Path(source)
+        if folder.is_dir():
+            return cls._from_folder(folder, heads, common)
+        name, colon, pretrained = str(source).partition(":")
+        if not colon:
+            raise ValueError(
+                f"no CLIP tower {source}: give a folder, or MODEL:PRETRAINED such as ViT-B-32:laion2b_s34b_b79k"
+            )
+        return cls._from_open_clip(name, pretrained, heads, common)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, heads: dict[str, torch.nn.Module], common: dict[str, Any]) -> ClipTower:
+        import open_clip
+        from transformers import CLIPTokenizer
+
+        try:
+            config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+            model = open_clip.CLIP(**config["model_cfg"])
+            model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+            length, preprocess = config["model_cfg"]["text_cfg"]["context_length"], config["preprocess_cfg"]
+            if not (folder / "tokenizer").is_dir():
+                raise FileNotFoundError("it has no folder tokenizer")
+            mean, std = preprocess["mean"], preprocess["std"]
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the CLIP tower in {folder} cannot be loaded: {_one_line(error)}") from error
+        _check_preprocessing(folder, preprocess)
+        if len(tokenizer) != model.vocab_size:  # a folder without its files silently makes a vocabulary of 2
+            raise ValueError(
+                f"the tokenizer in {folder} has {len(tokenizer)} tokens, the text tower {model.vocab_size}: "
+                "its tokenizer.json, or vocab.json and merges.txt, must be those that the tower was trained with"
+            )
+        if tokenizer.eos_token_id != max(tokenizer.get_vocab().values()):
+            raise ValueError(f"the tokenizer in {folder} must have its end token as the last id; make it again")
+
+        def tokenize(texts: Sequence[str]) -> Tensor:
+            ids = torch.zeros(len(texts), length, dtype=torch.long)
+            for row, text in enumerate(texts):
+                tokens = tokenizer(text, truncation=True, max_length=length).input_ids
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+            return ids
+
+        if (folder / "aesthetic.safetensors").exists():
+            heads = {"aesthetic": load_head(folder / "aesthetic.safetensors"), **heads}
+        return cls(model, tokenize, mean=mean, std=std, heads=heads, **common)
+
+    @classmethod
+    def _from_open_clip(
+        cls, name: str, pretrained: str, heads: dict[str, torch.nn.Module], common: dict[str, Any]
+    ) -> ClipTower:
+        import open_clip
+
+        wanted = open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
+        given = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
+        if open_clip.is_pretrained_cfg(name, pretrained) and wanted != given:
+            other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+            raise ValueError(f"the weights {name}:{pretrained} need the other kind of GELU: use {other}:{pretrained}")
+        try:
+            model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+        except Exception as error:
+            raise ValueError(f"open_clip cannot load {name}:{pretrained}: {_one_line(error)}") from error
+        visual: Any = model.visual
+        tokenize: Any = open_clip.get_tokenizer(name)
+        _check_preprocessing(name, visual.preprocess_cfg)
+        mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
+        std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
+        return cls(model, tokenize, mean=mean, std=std, heads=heads, **common)
+
+    @torch.inference_mode()
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
+        """`text_image`: 100 x cosine of picture and prompt. Each head's score by its name, such as `aesthetic`."""
+        image = self.embed_images([sample.data.image for sample in samples])
+        text = self.embed_texts([sample.prompt.text for sample in samples])
+        scores = {"text_image": 100 * (image * text).sum(1)}
+        scores |= {name: head(image)[:, 0] for name, head in self._heads.items()}
+        return {self._prefix + name: values.float().cpu().tolist() for name, values in scores.items()}
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """L2-normalised embeddings (N, D)."""
+        batches = (images[i : i + self._batch_size] for i in range(0, len(images), self._batch_size))
+        return torch.cat([self._model.encode_image(self.preprocess(batch), normalize=True) for batch in batches])
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised embeddings (N, D); each text is encoded once."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        for start in range(0, len(fresh), self._batch_size):
+            batch = fresh[start : start + self._batch_size]
+            ids = self._tokenize(batch).to(self._device)
+            self._texts |= zip(batch, self._model.encode_text(ids, normalize=True), strict=True)
+        return torch.stack([self._texts[text] for text in texts])
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, 3, S, S): the shorter side to S (bicubic, antialiased), the centre cropped, normalised; on the device."""
+        size = self._model.visual.image_size
+        size = size[0] if isinstance(size, tuple) else size
+        ready = []
+        for image in images:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).to(self._device).permute(2, 0, 1)[None].float()
+            height, width = pixels.shape[2:]
+            if min(height, width) != size:
+                shape = tuple(size * side // min(height, width) for side in (height, width))
+                pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False)
+                pixels = pixels.clamp(0, 255)
+            top, left = (round((side - size) / 2) for side in pixels.shape[2:])
+            ready.append(pixels[:, :, top : top + size, left : left + size])
+        return (torch.cat(ready) / 255 - self._mean) / self._std
+
+
+def _check_preprocessing(source: object, preprocess: Mapping[str, Any]) -> None:
+    """Only the one preprocessing that `ClipTower.preprocess` does: another would score wrong and say nothing."""
+    for key, known in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
+        if preprocess.get(key, known) != known:
+            raise ValueError(
+                f"the CLIP tower {source} wants pictures with {key} {preprocess[key]!r}; only {known!r} is supported"
+            )
+
+
+def load_head(path: Path) -> torch.nn.Module:
+    """A LAION aesthetic head: v1 is one linear layer, v2 five without activations. Only tensors are ever unpickled.
+
+    Raises ValueError for a file that is missing, broken or of another shape.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if "weight" in state:
+            head: torch.nn.Module = torch.nn.Linear(state["weight"].shape[1], 1)
+        else:
+            sizes = pairwise(V2_LAYERS)
+            head = torch.nn.Sequential()
+            for place, (before, after) in zip((0, 2, 4, 6, 7), sizes, strict=True):
+                head.add_module(str(place), torch.nn.Linear(before, after))
+            state = {name.removeprefix("layers."): value for name, value in state.items()}
+        head.load_state_dict({name: value.float() for name, value in state.items()})
+    except pickle.UnpicklingError as error:  # torch's own sentence advises to load it unsafely
+        raise ValueError(
+            f"the aesthetic head {path} cannot be loaded: it is broken or holds more than tensors"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"the aesthetic head {path} cannot be loaded: {_one_line(error)}") from error
+    return head
+
+
+def diversity(embeddings: Tensor) -> float:
+    """Mean pairwise cosine distance of L2-normalised embeddings (N, D) over the N (N - 1) / 2 pairs, from 0 to 2.
+
+    |sum of the vectors|^2 = N + 2 x the sum of the pairs' cosines. Raises ValueError for fewer than two.
+    """
+    count = len(embeddings)
+    if count < 2:
+        raise ValueError(f"diversity needs at least 2 embeddings, not {count}")
+    total = embeddings.double().sum(0).square().sum().item()
+    return 1 - (total - count) / (count * (count - 1))
+
+
+def _one_line(error: BaseException) -> str:
+    """The error in one line: torch's list of keys that do not fit comes in several."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -1,0 +1,147 @@
+import math
+
+import pytest
+
+from raft_diffusion.core.prompts import draw_round, evaluation_draws, read_prompts, split
+from raft_diffusion.core.records import Prompt
+
+MANY = [Prompt(f"prompt {i}") for i in range(400)]
+
+
+def texts(prompts):
+    return [prompt.text for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a cat\na dog\n",
+        b"\xef\xbb\xbfa cat\r\na dog",
+        b"\xef\xbb\xbf# source: me\n\n  a cat\t\n   # a comment\n\n\na dog\n\n",
+    ],
+    ids=["plain", "windows", "comments"],
+)
+def test_prompt_file(tmp_path, content):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    assert read_prompts(path) == read_prompts(str(path)) == [Prompt("a cat"), Prompt("a dog")]
+
+
+def test_prompt_keeps_its_own_signs(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("(a cat:1.2), #1 in style\x0b\u2028\nkatze, größe 🐈\n", encoding="utf-8")
+    assert texts(read_prompts(path)) == ["(a cat:1.2), #1 in style", "katze, größe 🐈"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no prompt"),
+        (b"\xef\xbb\xbf# only\n\n", "holds no prompt"),
+        (b"caf\xe9\n", "is not UTF-8 .byte 3."),
+        ("a cat\n".encode("utf-16"), "is not UTF-8"),
+        (b"a cat\na dog\n a cat\na dog\n", "line 3 repeats line 1 .'a cat'.; line 4 repeats line 2 .'a dog'."),
+    ],
+)
+def test_bad_prompt_file_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"prompts.txt {message}|prompts.txt holds a prompt twice: {message}"):
+        read_prompts(path)
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no prompt file .*none\.txt"):
+        read_prompts(tmp_path / "none.txt")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_prompts(tmp_path)
+
+
+def test_path_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "file").write_text("a cat")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_prompts(tmp_path / "file" / "prompts.txt")
+
+
+def test_split_takes_about_its_share_and_keeps_the_order():
+    train, held_out = split(MANY, 0.25, seed=0)
+    assert len(held_out) == pytest.approx(100, abs=4 * math.sqrt(400 * 0.25 * 0.75))
+    assert sorted(train + held_out, key=MANY.index) == MANY
+    assert all(side == sorted(side, key=MANY.index) for side in (train, held_out))
+    assert split(MANY, 0, seed=0) == (MANY, [])
+
+
+def test_split_survives_added_and_moved_prompts_and_a_growing_share():
+    _, held_out = split(MANY[:200], 0.25, seed=0)
+    assert set(split(MANY[::-1], 0.25, seed=0)[1]) & set(MANY[:200]) == set(held_out)
+    assert set(held_out) < set(split(MANY[:200], 0.5, seed=0)[1])
+    assert held_out != split(MANY[:200], 0.25, seed=1)[1]
+
+
+def test_split_refuses_what_leaves_nothing():
+    for fraction in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match="at least 0 and below 1"):
+            split(MANY, fraction, seed=0)
+    with pytest.raises(ValueError, match="leaves none to train on"):
+        split(MANY[:1], 0.999999, seed=0)
+
+
+def test_round_of_all_prompts():
+    prompts = MANY[:3]
+    draws = draw_round(prompts, index=1, seed=0, per_round=None, k=2, groups_per_prompt=2)
+    assert [(d.prompt, d.group, d.k) for d in draws] == [(p, k // 2, k) for p in prompts for k in range(4)]
+    assert len({d.id for d in draws}) == len({d.seed for d in draws}) == 12
+
+
+def test_draws_of_a_prompt_do_not_depend_on_the_others():
+    whole = draw_round(MANY[:5], index=2, seed=0, per_round=None, k=3)
+    assert set(draw_round(MANY[4:5], index=2, seed=0, per_round=None, k=2)) < set(whole)
+
+
+def test_prompts_of_a_round_are_drawn_by_weight():
+    """First draw without replacement: a prompt comes with its share of the weight, here 3 of 4."""
+    prompts = [Prompt("often", weight=3.0), Prompt("seldom", weight=1.0)]
+    drawn = [draw_round(prompts, index=i, seed=0, per_round=1, k=1)[0].prompt.text for i in range(1000)]
+    assert drawn.count("often") == pytest.approx(750, abs=4 * math.sqrt(1000 * 0.75 * 0.25))
+
+
+def test_prompts_of_a_round_are_distinct_in_order_and_new_each_round():
+    rounds = [[d.prompt for d in draw_round(MANY[:8], index=i, seed=0, per_round=4, k=1)] for i in range(1, 6)]
+    assert all(len(set(r)) == 4 and r == sorted(r, key=MANY.index) for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+    assert texts(rounds[0]) == [d.prompt.text for d in draw_round(MANY[:8], index=1, seed=0, per_round=4, k=1)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "per_round", "message"),
+    [
+        (MANY[:2] + MANY[:1], None, "'prompt 0' is given twice"),
+        ([Prompt("a", weight=0.0)], None, "weight of 'a' is 0.0"),
+        ([Prompt("a", weight=math.inf)], None, "weight of 'a' is inf"),
+        (MANY[:2], 3, "cannot draw 3 of 2 prompts"),
+        (MANY[:2], 0, "cannot draw 0 of 2 prompts"),
+    ],
+)
+def test_round_that_cannot_be_drawn_is_refused(prompts, per_round, message):
+    with pytest.raises(ValueError, match=message):
+        draw_round(prompts, index=1, seed=0, per_round=per_round, k=2)
+
+
+def test_evaluation_spreads_over_the_prompts():
+    draws = evaluation_draws(MANY[:3], 7, seed=0)
+    assert texts(d.prompt for d in draws) == [f"prompt {i}" for i in (0, 1, 2, 0, 1, 2, 0)]
+    assert [d.k for d in draws] == [0, 0, 0, 1, 1, 1, 2]
+    assert evaluation_draws(MANY[:3], 4, seed=0) == draws[:4]
+    assert evaluation_draws([], 0, seed=0) == []
+    with pytest.raises(ValueError, match="at least one prompt"):
+        evaluation_draws([], 1, seed=0)
+
+
+def test_evaluation_seeds_never_meet_training_seeds():
+    for seed in (0, 1):
+        evaluation = {d.seed for d in evaluation_draws(MANY[:20], 400, seed=seed)}
+        training = {
+            d.seed for index in range(50) for d in draw_round(MANY[:20], index=index, seed=seed, per_round=None, k=20)
+        }
+        assert (len(evaluation), len(training)) == (400, 20_000)
+        assert not evaluation & training

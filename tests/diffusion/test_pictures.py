@@ -1,0 +1,45 @@
+import pytest
+import torch
+from PIL import Image
+
+from raft_diffusion.core.records import Draw, Prompt, Sample
+from raft_diffusion.diffusion.pictures import Picture, PictureCodec
+
+
+@pytest.fixture
+def samples():
+    prompt = Prompt("cat")
+    batch = torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    images = [Image.new("RGB", (12, 8), (k, 100, 200)) for k in range(3)]
+    return [Sample(Draw(prompt, k, k), Picture(batch[k], images[k])) for k in range(3)]
+
+
+def rows(samples):
+    return [{"id": sample.id, "file_name": f"{sample.id}.png"} for sample in samples]
+
+
+def test_kept_samples_come_back_exactly_and_in_the_order_asked(tmp_path, samples):
+    assert PictureCodec().write_samples(tmp_path, samples, keep=True) == [f"{sample.id}.png" for sample in samples]
+    asked = samples[::-1][:2]
+    for picture, sample in zip(PictureCodec().read_samples(tmp_path, rows(asked)), asked, strict=True):
+        assert torch.equal(picture.latent, sample.data.latent) and picture.latent.dtype == torch.float32
+        assert picture.image.tobytes() == sample.data.image.tobytes()
+
+
+def test_candidates_that_are_not_kept_leave_only_pictures(tmp_path, samples):
+    names = PictureCodec().write_samples(tmp_path, samples, keep=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    with pytest.raises(ValueError, match=r"latents.safetensors is missing"):
+        PictureCodec().read_samples(tmp_path, rows(samples))
+
+
+def test_a_lost_picture_is_named(tmp_path, samples):
+    PictureCodec().write_samples(tmp_path, samples, keep=True)
+    (tmp_path / f"{samples[1].id}.png").unlink()
+    with pytest.raises(ValueError, match=f"sample {samples[1].id} of"):
+        PictureCodec().read_samples(tmp_path, rows(samples))
+
+
+def test_no_winners_need_no_files(tmp_path):
+    assert PictureCodec().write_samples(tmp_path, [], keep=True) == []
+    assert PictureCodec().read_samples(tmp_path, []) == []
