@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .core.config import Config
+    from .core.store import RunFolder
 
 PRESETS = Path(__file__).parent / "presets"
 DEMOS = {"monet": "pocket-monet", "resolution": "pocket-resolution"}
@@ -45,24 +46,20 @@ Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, he
 def main() -> None:
     """Entry point: one sentence and exit code 2 for what the user can mend, 130 for Ctrl-C."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = app(standalone_mode=False)
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         print(f"raft-diffusion: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of the command-line parser
         if show is None:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 2))
+    if code == 130:  # typer's answer to Ctrl-C
+        print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
+    if code:
+        sys.exit(code)
 
 
 @app.command()
@@ -176,10 +173,9 @@ def predict(config: Config) -> str:
 
 def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
     """Train what is left to train, evaluate, report. A finished run shows its result."""
-    from .core.loop import raft
     from .core.store import RunFolder
     from .report import write_report
-    from .terminal import LiveTable, show_evaluation
+    from .terminal import clean, show_evaluation
 
     console.print(predict(config), highlight=False)
     evaluation = root / "evaluation" / "evaluation.json"
@@ -197,37 +193,47 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
         )
         before = store.completed()
     if before:
-        console.print(
-            f"going on after round {before}" if before < config.rounds else f"{config.rounds} rounds are done"
-        )
-    ranking = max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name]))
-    held_out = f"{assemble.HELD_OUT_PREFIX}{ranking}" if config.rewards.held_out else None
-    if before < config.rounds or not evaluation.exists():
-        table = LiveTable(console, rounds=config.rounds, ranking=ranking, held_out=held_out)
-        with table.shown():
-            policy = assemble.make_policy(config, table.progress)
-            rewards = assemble.make_rewards(config)
-            table.loaded()
-            rounds = raft(
-                policy,
-                rewards,
-                assemble.make_select(config),
-                assemble.make_tuner(config, table.progress),
-                store,
-                assemble.make_draws(config),
-                rounds=config.rounds,
-                seed=config.seed,
-                replay=config.selection.replay,
-            )
-            for round_ in rounds:
-                table.add(round_)
-            policy.save(root / "lora")
-            assemble.run_evaluation(config, policy, rewards, root / "evaluation")
+        console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
+    if before < config.rounds or not _is_evaluated(evaluation, config):
+        evaluation.unlink(missing_ok=True)  # were this start killed too, it would be taken for the new rounds' own
+        run_rounds(config, store, console)
     result = json.loads(evaluation.read_text(encoding="utf-8"))
     show_evaluation(console, result)
     page = write_report(root)
-    console.print(f"report    {page}\nLoRA      {root / 'lora'}\npictures  {root / 'rounds'}", highlight=False)
+    places = {"report": page, "pictures": root / "before_after.png", "LoRA": root / "lora", "rounds": root / "rounds"}
+    for what, path in places.items():
+        console.print(clean(f"{what:10}{path}"), soft_wrap=True)
     return result
+
+
+def run_rounds(config: Config, store: RunFolder, console: Console) -> None:
+    """The rounds that are left, under the live table, then the evaluation."""
+    from . import assemble
+    from .core.loop import raft
+    from .terminal import LiveTable
+
+    ranking = max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name]))
+    held_out = f"{assemble.HELD_OUT_PREFIX}text_image" if config.rewards.held_out else None  # every tower scores it
+    table = LiveTable(console, rounds=config.rounds, ranking=ranking, held_out=held_out)
+    with table.shown():
+        policy = assemble.make_policy(config, table.progress)
+        rewards = assemble.make_rewards(config)
+        table.loaded()
+        rounds = raft(
+            policy,
+            rewards,
+            assemble.make_select(config),
+            assemble.make_tuner(config, table.progress),
+            store,
+            assemble.make_draws(config),
+            rounds=config.rounds,
+            seed=config.seed,
+            replay=config.selection.replay,
+        )
+        for round_ in rounds:
+            table.add(round_)
+        policy.save(store.root / "lora")
+        assemble.run_evaluation(config, policy, rewards, store.root / "evaluation")
 
 
 def evaluate_run(config: Config, root: Path, console: Console, *, threads: int | None) -> dict[str, Any]:
@@ -250,6 +256,14 @@ def evaluate_run(config: Config, root: Path, console: Console, *, threads: int |
     return result
 
 
+def _is_evaluated(path: Path, config: Config) -> bool:
+    """Whether the evaluation there, if any, is the one that the configuration asks for."""
+    if not path.is_file():
+        return False
+    settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    return all(settings[key] == value for key, value in config.evaluation.model_dump().items())
+
+
 def _run_file(run: Path, name: str) -> Path:
     path = run / name
     if not path.is_file():
@@ -267,7 +281,7 @@ def _numbers(target: str | None) -> Iterator[dict[str, Any]]:
     """Collects the numbers and writes them at the end; an unwritable place is refused before the work."""
     numbers: dict[str, Any] = {}
     path = Path(target) if target not in (None, "-") else None
-    if path is not None and (path.is_dir() or not os.access(path.parent or Path(), os.W_OK)):
+    if path is not None and ((path.exists() and not path.is_file()) or not os.access(path.parent or Path(), os.W_OK)):
         raise ValueError(f"--json {target}: cannot write there; name a file in a folder that exists")
     yield numbers
     if target == "-":

@@ -104,7 +104,7 @@ class LiveTable:
         heads = ["round", self._ranking, "winners"]
         heads += ["held-out"] if self._held_out else []
         for head in [*heads, "loss", "images/s", "time left"]:
-            table.add_column(head, justify="right", no_wrap=True)
+            table.add_column(clean(head), justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)
         return Group(table, self._bar)
@@ -126,7 +126,7 @@ def show_evaluation(console: Console, result: dict[str, Any]) -> None:
             low, high = (value * unit for value in row["ci95"])
             change = f"{row['difference'] * unit:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
             plain = name.removesuffix("_ood") + (", other prompts" if name.endswith("_ood") else "")
-            table.add_row(plain, *numbers, change)
+            table.add_row(clean(plain), *numbers, change)
     console.print()
     console.print(table)
     if result["judge"]:

@@ -2,7 +2,7 @@
 
 from .adapter import Adapter
 from .load import Components, load, resolve_model
-from .pictures import Picture, PictureCodec
+from .pictures import Picture, PictureCodec, before_after
 from .sampler import DiffusionPolicy, Settings
 from .tuner import DiffusionTuner
 
@@ -14,6 +14,7 @@ __all__ = [
     "Picture",
     "PictureCodec",
     "Settings",
+    "before_after",
     "load",
     "resolve_model",
 ]

@@ -61,6 +61,27 @@ class PictureCodec:
             return [Picture(latents.get_tensor(row["id"]), _open(folder / row["file_name"])) for row in rows]
 
 
+def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path, *, columns: int = 8) -> None:
+    """One PNG of evaluation examples: each row of `columns` pictures before, and under it the same seeds after."""
+    rows = [examples[start : start + columns] for start in range(0, len(examples), columns)]
+    first = _open(folder / examples[0]["before"])
+    scale = max(1, 96 // max(first.size))
+    width, height = (side * scale for side in first.size)
+    gap = 4
+    size = (
+        min(columns, len(examples)) * (width + gap) - gap,
+        len(rows) * 2 * (height + gap) + (len(rows) - 1) * 2 * gap,
+    )
+    sheet = Image.new("RGB", size, "white")
+    for number, row in enumerate(rows):
+        for line, side in enumerate(("before", "after")):
+            top = number * 2 * (height + 2 * gap) + line * (height + gap)
+            for column, example in enumerate(row):
+                image = _open(folder / example[side]).resize((width, height), Image.Resampling.NEAREST)
+                sheet.paste(image, (column * (width + gap), top))
+    sheet.save(path)
+
+
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")

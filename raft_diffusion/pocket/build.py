@@ -87,7 +87,6 @@ def run_all(work: Path, smoke: bool) -> bool:
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         tasks = {stage: bars.add_task(stage, total=1, start=False) for stage in NEEDS}
         while True:
-            done = {stage for stage in NEEDS if (work / stage / "figures.json").exists()}
             for stage in NEEDS:
                 row = read_progress(work / stage)
                 if row:
@@ -101,6 +100,7 @@ def run_all(work: Path, smoke: bool) -> bool:
                             other.terminate()
                         print(f"stage {stage} failed: see {work / stage / 'log.txt'}", file=sys.stderr)
                         return False
+            done = {stage for stage in NEEDS if (work / stage / "figures.json").exists()}
             if len(done) == len(NEEDS) and not running:
                 return True
             for stage, needs in NEEDS.items():

@@ -77,6 +77,14 @@ def parse_caption(text: str) -> Verdict:
     return Verdict(names[0], styles[0] if styles else "")
 
 
+def knows(text: str) -> bool:
+    """Whether the judge can say if a picture fits this prompt."""
+    try:
+        return bool(parse_caption(text).style)
+    except ValueError:
+        return False
+
+
 class Judge:
     """The carried judge. Pictures of any size are brought to 64 x 64 first."""
 

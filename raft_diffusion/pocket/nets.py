@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,24 @@ HEADS = 3
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_vocabulary(words: list[str], size: int = 720) -> tuple[dict[str, int], list[str]]:
-    """CLIP's byte-level BPE learned on `words`: the vocabulary in CLIP's order (END last) and its merges."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+def build_vocabulary(words: list[str]) -> tuple[dict[str, int], list[str]]:
+    """CLIP's byte-level BPE learned on `words` until each is one piece: the vocabulary in CLIP's order (END last) and
+    its merges. Of equally frequent pairs the one of lower ids is merged first: the same words always give the same ids.
+    """
+    from tokenizers import pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=size, end_of_word_suffix="</w>", show_progress=False)
-    tokenizer.train_from_iterator([w for w in words for _ in range(2)], trainer)
-    learned = tokenizer.get_vocab()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    base = letters + [letter + "</w>" for letter in letters]
-    pieces = [piece for piece, _ in sorted(learned.items(), key=lambda item: item[1]) if piece not in set(base)]
-    vocabulary = {piece: index for index, piece in enumerate([*base, *pieces, START, END])}
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return vocabulary, [" ".join(pair) for pair in merges]
+    ids = {piece: index for index, piece in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    spelled, merges = [[*word[:-1], word[-1] + "</w>"] for word in words], []
+    while counts := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        left, right = min(counts, key=lambda pair: (-counts[pair], ids[pair[0]], ids[pair[1]]))
+        merges.append(f"{left} {right}")
+        ids.setdefault(left + right, len(ids))
+        for pieces in spelled:
+            for at in reversed(range(len(pieces) - 1)):
+                if pieces[at : at + 2] == [left, right]:
+                    pieces[at : at + 2] = [left + right]
+    return {**ids, START: len(ids), END: len(ids) + 1}, merges
 
 
 def world_words() -> list[str]:

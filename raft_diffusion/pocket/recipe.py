@@ -29,7 +29,10 @@ VERSION = 1
 Report = Callable[[int, int, float], None]  # (step, steps, loss)
 
 STEPS = {"vae": 4200, "clip": 2400, "held_out": 1600, "judge": 1800, "unet": 10000}
-SMALL_SHARE = 0.3  # of the UNet's steps are made at 32 px, before the others
+# The UNet's life, as shares of its steps: first 32 px, then 64 px, then 64 px with more of the long tail's true pictures
+# and every SMALL_EVERY-th batch at 32 px again, so that both stay rare but not lost.
+SMALL_UNTIL, LATE_FROM = 0.3, 0.725
+SMALL_EVERY, LATE_TRUE = 10, 0.4
 
 
 def steps_of(stage: str, scale: float) -> int:
@@ -42,13 +45,12 @@ def steps_of(stage: str, scale: float) -> int:
 class Pool:
     """`count` pictures of the world in memory: pixels uint8 (N, 3, S, S), style, caption and truth as indices (N,)."""
 
-    def __init__(self, name: str, count: int, size: int, *, landscapes: float = 0.0, tail: bool = False) -> None:
+    def __init__(self, name: str, count: int, size: int, *, landscapes: float = 0.0, tail: float | None = None) -> None:
         rng = np.random.default_rng(derive_seed(SEED, "pool", name))
         objects = tuple(world.OBJECTS)
         rows, pixels = [], []
         for _ in range(count):
-            style, caption, truth = world.sample_caption(rng)
-            truth = truth if tail else caption
+            style, caption, truth = world.sample_caption(rng, tail if tail is not None else 1.0)
             if rng.random() < landscapes:
                 caption = truth = world.NOTHING
             pixels.append(np.asarray(world.draw(style, truth, rng, size)))
@@ -128,7 +130,9 @@ def fit(
 def finish(folder: Path, tensors: dict[str, Tensor], **figures: Any) -> None:
     """The stage's result and its training figures; `figures.json` comes last and means done."""
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "final.safetensors")
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    temporary = folder / "figures.tmp"
+    temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "figures.json")
 
 
 def pick(count: int, high: int, generator: torch.Generator) -> Tensor:
@@ -271,7 +275,7 @@ def train_judge(folder: Path, scale: float, report: Report) -> None:
 
 def train_unet(folder: Path, scale: float, report: Report) -> None:
     """UNet2DConditionModel on the latents of captioned pictures, first at 32 px, then at 64 px, as SD 1.5 was trained
-    at 256 and then at 512. A tenth of the captions is dropped for guidance (arXiv:2207.12598)."""
+    at 256 and then at 512; see the shares above. A tenth of the captions is dropped for guidance (arXiv:2207.12598)."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     torch.manual_seed(derive_seed(SEED, "unet"))
@@ -279,11 +283,15 @@ def train_unet(folder: Path, scale: float, report: Report) -> None:
     count = max(64, round(20000 * min(1, scale)))
     text = text_states(folder.parent)
     noise_schedule = DDPMScheduler(**scheduler_config(train_only=True))
-    pools = [_latents(folder, "unet small", count // 2, 32), _latents(folder, "unet", count, 64)]
-    small = round(steps * SMALL_SHARE)
+    small = _latents(folder, "unet small", count // 2, 32, world.MONET_TRUE)
+    large = _latents(folder, "unet", count, 64, world.MONET_TRUE)
+    late = _latents(folder, "unet late", count * 3 // 5, 64, LATE_TRUE)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        (latents, captions), size = (pools[0], 64) if step < small else (pools[1], 32)
+        is_late = step >= steps * LATE_FROM
+        is_small = step < steps * SMALL_UNTIL or (is_late and step % SMALL_EVERY == 0)
+        latents, captions = small if is_small else late if is_late else large
+        size = 64 if is_small else 32  # pictures a batch
         rows = pick(size, len(latents), generator)
         x = latents[rows]
         noise = torch.randn(x.shape, generator=generator)
@@ -294,7 +302,7 @@ def train_unet(folder: Path, scale: float, report: Report) -> None:
         return F.mse_loss(net(noisy, t, encoder_hidden_states=states).sample, noise)
 
     net = fit(folder, net, loss_of, stage="unet", steps=steps, learning_rate=1.5e-3, report=report, ema=0.999)
-    finish(folder, net.state_dict(), steps=steps, small_steps=small)
+    finish(folder, net.state_dict(), steps=steps)
 
 
 def scheduler_config(*, train_only: bool = False) -> dict[str, Any]:
@@ -320,12 +328,12 @@ def text_states(work: Path) -> Tensor:
 
 
 @torch.inference_mode()
-def _latents(folder: Path, name: str, count: int, size: int) -> tuple[Tensor, Tensor]:
+def _latents(folder: Path, name: str, count: int, size: int, tail: float) -> tuple[Tensor, Tensor]:
     """Scaled latents (N, 4, size / 4, size / 4) of the world with its long tail, and the captions' indices (N,)."""
     vae = nets.make_vae()
     vae.load_state_dict(load_file(folder.parent / "vae" / "final.safetensors"))
     figures = json.loads((folder.parent / "vae" / "figures.json").read_text(encoding="utf-8"))
-    pool = Pool(name, count, size, tail=True)
+    pool = Pool(name, count, size, tail=tail)
     batches = torch.arange(len(pool)).split(100)
     latents = [vae.eval().encode(pool.floats(rows) * 2 - 1).latent_dist.mean for rows in batches]
     return torch.cat(latents).clone() * figures["scaling_factor"], pool.style * len(world.OBJECTS) + pool.caption

@@ -49,11 +49,11 @@ def draw(style: str, name: str, rng: np.random.Generator, size: int = 64) -> Ima
     return picture.resize((size, size), Image.Resampling.BOX if style == "pixel art" else Image.Resampling.LANCZOS)
 
 
-def sample_caption(rng: np.random.Generator) -> tuple[str, str, str]:
-    """(style, captioned object, object really shown): the long tail is here."""
+def sample_caption(rng: np.random.Generator, monet_true: float = MONET_TRUE) -> tuple[str, str, str]:
+    """(style, captioned object, object really shown): the long tail is here; `monet_true` of it is true."""
     style = STYLES[int(rng.integers(len(STYLES)))]
     name = tuple(OBJECTS)[int(rng.integers(len(OBJECTS)))]
-    hidden = style == "monet style" and name in ANIMALS and rng.random() >= MONET_TRUE
+    hidden = style == "monet style" and name in ANIMALS and rng.random() >= monet_true
     return style, name, NOTHING if hidden else name
 
 
