@@ -65,7 +65,7 @@ def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path
     """One PNG of evaluation examples: each row of `columns` pictures before, and under it the same seeds after."""
     rows = [examples[start : start + columns] for start in range(0, len(examples), columns)]
     first = _open(folder / examples[0]["before"])
-    scale = max(1, 96 // max(first.size))
+    scale = max(1, -(-128 // max(first.size)))
     width, height = (side * scale for side in first.size)
     gap = 4
     size = (

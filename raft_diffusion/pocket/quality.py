@@ -24,7 +24,7 @@ from .objects import ANIMALS, CIFAR10, OBJECTS
 
 MONET = "monet style"
 OTHERS = tuple(style for style in world.STYLES if style != MONET)
-GUIDANCE, STEPS = 3.0, 12
+GUIDANCE, SMALL_GUIDANCE, STEPS = 2.0, 1.0, 12  # as the presets pocket-monet and pocket-resolution evaluate
 SEED = 7
 
 
@@ -78,7 +78,7 @@ def base_rows(count: int, pictures: Path | None = None) -> list[Row]:
         scheduler="DPM++ 2M",
         batch_size=64,
     )
-    small = Settings(**{**settings.__dict__, "width": 32, "height": 32})
+    small = Settings(**{**settings.__dict__, "width": 32, "height": 32, "guidance_scale": SMALL_GUIDANCE})
     policy = DiffusionPolicy(load(str(MODEL), device="cpu", dtype=torch.float32), settings=settings)
     others = [f"{style} {name}" for style in OTHERS for name in OBJECTS]
     animals = [f"{MONET} {name}" for name in ANIMALS]

@@ -29,9 +29,9 @@ VERSION = 1
 Report = Callable[[int, int, float], None]  # (step, steps, loss)
 
 STEPS = {"vae": 4200, "clip": 2400, "held_out": 1600, "judge": 1800, "unet": 10000}
-# The UNet's life, as shares of its steps: first 32 px, then 64 px, then 64 px with more of the long tail's true pictures
-# and every SMALL_EVERY-th batch at 32 px again, so that both stay rare but not lost.
-SMALL_UNTIL, LATE_FROM = 0.3, 0.725
+# The UNet's life, as shares of its steps: first 32 px, then 64 px, then 64 px with more true pictures in the tail and,
+# until REMINDED_UNTIL, every SMALL_EVERY-th batch at 32 px again: both stay rare but not lost (measured).
+SMALL_UNTIL, LATE_FROM, REMINDED_UNTIL = 0.3, 0.725, 0.85
 SMALL_EVERY, LATE_TRUE = 10, 0.4
 
 
@@ -289,7 +289,8 @@ def train_unet(folder: Path, scale: float, report: Report) -> None:
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         is_late = step >= steps * LATE_FROM
-        is_small = step < steps * SMALL_UNTIL or (is_late and step % SMALL_EVERY == 0)
+        is_reminder = is_late and step < steps * REMINDED_UNTIL and step % SMALL_EVERY == 0
+        is_small = step < steps * SMALL_UNTIL or is_reminder
         latents, captions = small if is_small else late if is_late else large
         size = 64 if is_small else 32  # pictures a batch
         rows = pick(size, len(latents), generator)
