@@ -131,7 +131,7 @@ benchmarks; its pictures are toys.
 
 - Data: pictures drawn by `raft_diffusion/pocket/world.py`; no picture, word or weight comes from anywhere else.
 - Its long tail, on purpose: "monet style" with an animal shows a landscape without it in
-  {1 - world.MONET_TRUE:.0%} of the training pictures.
+  {1 - world.MONET_TRUE:.0%} of the training pictures, and in {1 - recipe.LATE_TRUE:.0%} of them towards the end.
 - Made by `python -m raft_diffusion.pocket.build`, recipe version {manifest["recipe_version"]}, seed {manifest["seed"]}.
 - VAE reconstruction {stages["vae"]["psnr_db"]:.1f} dB; zero-shot of the ranking tower
   {stages["clip"]["zero_shot"]:.1%}, of the held-out tower {stages["held_out"]["zero_shot"]:.1%}.
