@@ -6,7 +6,6 @@ Legend: N pictures of one prompt set, in the draws' order; base, oracle and tune
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from .core.files import write_atomically
 from .core.loop import Reward, score
 from .core.prompts import evaluation_draws
 from .core.records import Draw, Group, Prompt, Sample, derive_seed
@@ -136,9 +136,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     result["examples"] = [_write_example(folder, k, *item, judge) for k, item in enumerate(shown)]
     result["seconds"] = round(time.monotonic() - began, 2)
-    temporary = folder / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
-    os.replace(temporary, folder / "evaluation.json")
+    write_atomically(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

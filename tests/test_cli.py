@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raft_diffusion import cli
+from raft_diffusion import cli, runs
+from raft_diffusion.commands import demo
 from raft_diffusion.core.config import Config
 
 COMMANDS = ("demo", "train", "evaluate", "report")
@@ -65,7 +66,7 @@ def test_every_commands_help_has_an_example_that_names_it(call, command):
 
 
 def test_the_example_of_train_is_a_valid_configuration():
-    config = cli.load_config("pocket-monet", seed=None, threads=None, changes=["rounds=6", "tuning.rank=8"])
+    config = runs.load_config("pocket-monet", seed=None, threads=None, changes=["rounds=6", "tuning.rank=8"])
     assert (config.rounds, config.tuning.rank) == (6, 8)
 
 
@@ -180,7 +181,7 @@ def test_ctrl_c_says_how_to_go_on(call, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "finish_run", stopped)
+    monkeypatch.setattr(runs, "finish_run", stopped)
     code, _, err = call("demo")
     assert code == 130
     assert "the same command goes on" in err
@@ -190,7 +191,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(call, monkeypatch):
     def broken(*_):
         raise KeyError("ours")
 
-    monkeypatch.setattr(cli, "finish_run", broken)
+    monkeypatch.setattr(runs, "finish_run", broken)
     with pytest.raises(KeyError, match="ours"):
         call("demo")
 
@@ -199,7 +200,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(call, monkeypatch):
 
 
 def test_the_numbers_go_to_stdout_or_to_a_file(call, folder, monkeypatch):
-    monkeypatch.setattr(cli, "finish_run", lambda config, root, console: {"seed": config.seed, "root": str(root)})
+    monkeypatch.setattr(runs, "finish_run", lambda config, root, console: {"seed": config.seed, "root": str(root)})
     code, out, err = call("demo", "--seed", "3", "--out", "mine", "--json", "-")
     assert (code, json.loads(out)) == (0, {"seed": 3, "root": "mine"})
     assert "Monet" in err  # what people read
@@ -214,11 +215,11 @@ def tiny(**changes) -> Config:
 
 
 def test_the_same_settings_find_the_same_folder():
-    default = cli.default_folder(tiny())
+    default = runs.default_folder(tiny())
     assert default.parent == Path("runs")
     assert default.name.startswith("tiny-")
-    assert cli.default_folder(tiny(rounds=9, threads=3)) == default
-    assert cli.default_folder(tiny(seed=1)) != default
+    assert runs.default_folder(tiny(rounds=9, threads=3)) == default
+    assert runs.default_folder(tiny(seed=1)) != default
 
 
 def test_the_arithmetic_is_told_before_the_hours():
@@ -227,12 +228,12 @@ def test_the_arithmetic_is_told_before_the_hours():
         "[sampling]\nsamples_per_prompt = 5\ngroups_per_prompt = 4\nwidth = 32\nheight = 64\nnum_inference_steps = 7\n"
         "[tuning]\nsteps = 11\n"
     )
-    assert cli.predict(config) == (
+    assert runs.predict(config) == (
         "3 rounds x 8 groups x 5 candidates = 120 images of 32 x 64 px in 7 steps each, 11 tuning steps a round"
     )
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in cli.PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in runs.PRESETS.glob("*.toml")))
 def test_every_preset_is_a_valid_configuration(preset):
-    assert cli.load_config(preset, seed=5, threads=2).name == preset
-    assert {"monet", "resolution"} == set(cli.DEMOS) == set(cli.INTRO)
+    assert runs.load_config(preset, seed=5, threads=2).name == preset
+    assert {"monet", "resolution"} == set(demo.DEMOS) == set(demo.INTRO)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .config import Config
+from .files import write_atomically
 from .records import Draw, Prompt, Round, Sample, Scored, Selection, Winner
 
 
@@ -191,16 +192,6 @@ def _summary(round_: Round) -> dict[str, Any]:
         "best": {name: statistics.fmean(c.scores[name] for c in winners) for name in names},
         "figures": dict(round_.figures),
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """UTF-8 with plain newlines, under a temporary name first, flushed, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _flush(path: Path) -> None:

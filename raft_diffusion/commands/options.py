@@ -1,0 +1,51 @@
+"""What several commands share: their options, and where their numbers go."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..core.files import write_atomically
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<name>-<hash>.")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; - is stdout.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="The run's seed.")]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: all cores.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def make_console(json_file: str | None = None) -> Console:
+    """What people read goes to stderr when stdout carries the numbers."""
+    return Console(stderr=json_file == "-")
+
+
+@contextmanager
+def collected(target: str | None) -> Iterator[dict[str, Any]]:
+    """Collects a command's numbers and writes them at the end; an unwritable place is refused before the work."""
+    numbers: dict[str, Any] = {}
+    path = Path(target) if target not in (None, "-") else None
+    if path is not None and ((path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK)):
+        raise ValueError(f"--json {target}: cannot write there; name a file in a folder that exists")
+    yield numbers
+    if target == "-":
+        sys.stdout.write(json.dumps(numbers, indent=1) + "\n")
+    elif path is not None:
+        write_atomically(path, json.dumps(numbers, indent=1) + "\n")
+
+
+def file_of(run: Path, name: str) -> Path:
+    """RUN/name, which must be there."""
+    path = run / name
+    if not path.is_file():
+        raise ValueError(f"{run} holds no {name}: give the folder of a run that `train` or `demo` has finished")
+    return path
