@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 from .core.config import Config
 from .core.loop import Reward
 from .core.prompts import draw_round
-from .core.records import Draw, Prompt
+from .core.records import Draw
 from .core.select import Select
 
 POCKET = "pocket"
 TOWERS = {"pocket": "clip", "pocket-held-out": "held_out"}
-MAY_CHANGE = ("rounds", "device", "threads", "sampling.batch_size", "evaluation")
+TOWER_REWARDS = ("text_image", "aesthetic")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MAY_CHANGE = ("rounds", "stop_when_flat", "device", "threads", "trackers", "sampling.batch_size", "evaluation")
 HELD_OUT_PREFIX = "held_out."
 
 
@@ -53,15 +56,66 @@ def _keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def check(config: Config) -> None:
+    """Refuse, before anything is loaded, the names that lead nowhere. Raises ValueError with every problem."""
+    from .rewards import check_names
+    from .webui import find_scheduler
+
+    rewards = config.rewards
+    own = [name.rpartition(":")[2] for name in rewards.custom]
+    ranking = [name for name in rewards.weights if name not in own]
+    checks: list[Callable[[], object]] = [
+        lambda: _check_device(config.device),
+        lambda: find_scheduler(config.sampling.scheduler),
+        lambda: _check_held_out(rewards.weights),
+        lambda: check_names([*(n for n in ranking if not n.startswith(HELD_OUT_PREFIX)), *rewards.custom]),
+        lambda: _check_tower(rewards.scorer),
+        lambda: _check_tower(rewards.held_out),
+    ]
+    problems = []
+    for run in checks:
+        try:
+            run()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _check_device(name: str) -> None:
+    if name not in DEVICES and not (name.startswith("cuda:") and name[5:].isdigit()):
+        raise ValueError(f"unknown device {name!r}; choose {', '.join(DEVICES)}, or cuda:1 for a second card")
+
+
+def _check_held_out(weights: Mapping[str, float]) -> None:
+    if any(name.startswith(HELD_OUT_PREFIX) for name in weights):
+        raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
+
+
+def _check_tower(name: str | None) -> None:
+    if name is None or name in TOWERS or ":" in name or Path(name).is_dir():
+        return
+    near = difflib.get_close_matches(name, TOWERS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(
+        f"no CLIP tower {name!r}: {hint}Give {', '.join(TOWERS)}, a folder, or MODEL:PRETRAINED as open_clip names it"
+    )
+
+
 def pick_device(name: str) -> str:
-    """The device of a configuration: "auto" is the first of cuda, mps and cpu that is there."""
+    """The device of a configuration: "auto" is the first of cuda, mps and cpu that is there.
+
+    Raises ValueError for a device that is unknown, or that this machine or this build of torch does not have.
+    """
     import torch
 
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    _check_device(name)
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, there in has.items() if there)
+    if not has[name.partition(":")[0]]:
+        raise ValueError(f"the device {name!r} is not there, or this torch was built without it; `doctor` says more")
+    return name
 
 
 def make_policy(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
@@ -70,8 +124,10 @@ def make_policy(config: Config, progress: Callable[[str, int, int], None] | None
 
     from .diffusion import DiffusionPolicy, load
 
-    components = load(config.model, device=pick_device(config.device), dtype=torch.float32)
-    policy = DiffusionPolicy(components, settings=collecting(config), progress=progress)
+    components = load(config.model, device=pick_device(config.device), dtype=torch.float32, vae=config.vae)
+    policy = DiffusionPolicy(
+        components, settings=collecting(config), clip_skip=config.sampling.clip_skip, progress=progress
+    )
     tuning = config.tuning
     policy.add_adapter(
         rank=tuning.rank,
@@ -107,33 +163,77 @@ def collecting(config: Config) -> Any:
     return settings if guidance is None else replace(settings, guidance_scale=guidance)
 
 
-def make_tower(name: str, config: Config, *, prefix: str = "") -> Any:
+def make_tower(name: str, *, device: str, prefix: str = "") -> Any:
     """A carried CLIP tower by name, or any that `ClipTower.load` knows."""
     from . import pocket
     from .rewards.clip import ClipTower
 
     source: str | Path = pocket.WEIGHTS / TOWERS[name] if name in TOWERS else name
-    return ClipTower.load(source, device=pick_device(config.device), prefix=prefix)
+    return ClipTower.load(source, device=pick_device(device), prefix=prefix)
 
 
 def make_rewards(config: Config) -> list[Reward]:
     """Everything that scores candidates: what ranks, and the held-out tower, which is stored beside and never ranks."""
+    settings = config.rewards
+    names = [name for name in settings.weights if name not in {own.rpartition(":")[2] for own in settings.custom}]
+    ranking = [*names, *settings.custom]
+    rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device)
+    if settings.held_out:
+        rewards.append(make_tower(settings.held_out, device=config.device, prefix=HELD_OUT_PREFIX))
+    return rewards
+
+
+def make_scorers(names: Sequence[str], *, scorer: str, device: str) -> list[Reward]:
+    """The rewards of these names; a name with a colon is a function of the user's, "module:function".
+
+    scorer: the CLIP tower of `text_image` and `aesthetic`. One object may give several scores: a tower scores
+    everything it can in its one pass. Raises ValueError for an unknown name and a tower without the head asked for.
+    """
+    from .rewards import check_names
     from .rewards.custom import load_custom
 
-    settings = config.rewards
-    if any(name.startswith(HELD_OUT_PREFIX) for name in settings.weights):
-        raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
+    check_names(names)
     rewards: list[Reward] = []
-    if {"text_image", "aesthetic"} & set(settings.weights) or not settings.custom:
-        rewards.append(make_tower(settings.scorer, config))
-    if {"compressibility", "incompressibility"} & set(settings.weights):
+    if wanted := [name for name in names if name in TOWER_REWARDS]:
+        _check_tower(scorer)
+        tower = make_tower(scorer, device=device)
+        if missing := [name for name in wanted if name not in tower.names]:
+            raise ValueError(f"the CLIP tower {scorer} gives {', '.join(tower.names)} and no {', '.join(missing)}")
+        rewards.append(tower)
+    if {"compressibility", "incompressibility"} & set(names):
         from .rewards.compress import compressibility
 
         rewards.append(compressibility)
-    rewards += [load_custom(name) for name in settings.custom]
-    if settings.held_out:
-        rewards.append(make_tower(settings.held_out, config, prefix=HELD_OUT_PREFIX))
-    return rewards
+    return rewards + [load_custom(name) for name in names if ":" in name]
+
+
+def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any]], None]]:
+    """Functions that log a round's line of metrics.jsonl to what the settings name, through accelerate's trackers."""
+    import importlib.util
+
+    if not config.trackers:
+        return []
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState(cpu=pick_device(config.device) == "cpu")
+    makers: dict[str, Any] = {
+        "tensorboard": lambda kind: kind(root.name, logging_dir=root / "tensorboard"),
+        "wandb": lambda kind: kind(config.name),
+    }
+    trackers = [makers[name](LOGGER_TYPE_TO_CLASS[name]) for name in config.trackers]
+
+    def log(metrics: Mapping[str, Any]) -> None:
+        numbers = {
+            f"{kind}/{name}": value for kind in ("mean", "best", "figures") for name, value in metrics[kind].items()
+        }
+        for tracker in trackers:
+            tracker.log(numbers, step=metrics["round"])
+
+    return [log]
 
 
 def make_select(config: Config) -> Select:
@@ -167,17 +267,12 @@ def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None 
     )
 
 
-def make_prompts(config: Config, texts: Sequence[str]) -> list[Prompt]:
-    template, negative = config.prompts.template, config.sampling.negative_prompt
-    return [Prompt(template.replace("{}", text), negative=negative) for text in texts]
-
-
 def make_draws(config: Config) -> Callable[[int], list[Draw]]:
     """The requests of a round by its index."""
 
     def draws(index: int) -> list[Draw]:
         return draw_round(
-            make_prompts(config, config.prompts.train),
+            config.train_prompts(),
             index=index,
             seed=config.seed,
             per_round=config.prompts.per_round,
@@ -195,8 +290,8 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .rewards.clip import ClipTower, diversity
 
     plan = Plan(
-        target=make_prompts(config, config.prompts.train),
-        ood=make_prompts(config, config.prompts.held_out),
+        target=config.train_prompts(),
+        ood=config.held_out_prompts(),
         pairs=config.evaluation.pairs,
         ood_pairs=config.evaluation.ood_pairs,
         best_of=config.evaluation.best_of,

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
 from .commands.demo import demo
+from .commands.doctor import doctor
 from .commands.evaluate import evaluate
+from .commands.export import export
+from .commands.plan import plan
+from .commands.presets import presets
+from .commands.rank import rank
 from .commands.report import report
+from .commands.sample import sample
+from .commands.score import score
 from .commands.train import train
+
+PANELS = {
+    "Train": (demo, presets, plan, train),
+    "Look and compare": (sample, score, rank, evaluate, report),
+    "Take away": (export,),
+    "This machine": (doctor,),
+}
 
 app = typer.Typer(
     name="raft-diffusion",
-    help="RAFT for Stable Diffusion: sample, rank, finetune a LoRA on the winners, repeat.",
+    help="RAFT for Stable Diffusion: sample, rank, finetune a LoRA on the winners, repeat.\n\n"
+    "Start with: raft-diffusion demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, evaluate, report):
-    app.command()(command)
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:
     """Entry point: one sentence and exit code 2 for what the user can mend, 130 for Ctrl-C."""
+    warnings.showwarning = _note
     try:
         code = app(standalone_mode=False)
     except (ValueError, OSError) as error:
@@ -39,6 +58,11 @@ def main() -> None:
         print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
     if code:
         sys.exit(code)
+
+
+def _note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """A warning as one line for a person, without the place in the code that gave it."""
+    print(f"note: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

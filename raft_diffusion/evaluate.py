@@ -53,28 +53,6 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One number before and after. base, oracle, tuned: means; low, high: 95 % interval of tuned - base."""
-
-    base: float
-    oracle: float
-    tuned: float
-    low: float
-    high: float
-    pairs: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "base": self.base,
-            "oracle": self.oracle,
-            "tuned": self.tuned,
-            "difference": self.tuned - self.base,
-            "ci95": [self.low, self.high],
-            "pairs": self.pairs,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
 class Side:
     """All measures of one set of pictures, N numbers each."""
 
@@ -169,18 +147,20 @@ def oracle(base: Side, plan: Plan) -> list[int]:
 def _compare(
     base: Measures, tuned: Measures, name: str, chosen: Sequence[int], side: Side, plan: Plan
 ) -> dict[str, Any]:
+    """One number before and after: means, and the 95 % interval of tuned - base."""
     before, after = base[name], tuned[name]
     clusters = [sample.prompt.id for sample in side.samples]
     seed = derive_seed(plan.seed, "bootstrap", name)
     interval = paired_bootstrap(before, after, seed=seed, clusters=clusters if len(set(clusters)) > 1 else None)
-    return Comparison(
-        base=statistics.fmean(before),
-        oracle=statistics.fmean(before[i] for i in chosen),
-        tuned=statistics.fmean(after),
-        low=interval.low,
-        high=interval.high,
-        pairs=len(before),
-    ).to_json()
+    means = statistics.fmean(before), statistics.fmean(after)
+    return {
+        "base": means[0],
+        "oracle": statistics.fmean(before[i] for i in chosen),
+        "tuned": means[1],
+        "difference": means[1] - means[0],
+        "ci95": [interval.low, interval.high],
+        "pairs": len(before),
+    }
 
 
 def _diversity(
@@ -212,12 +192,14 @@ def _diversity(
 def _write_example(
     folder: Path, number: int, base: Side, tuned: Side, index: int, judge: Judge | None
 ) -> dict[str, Any]:
+    from .diffusion import save_png
+
     draw = base.samples[index].draw
     row: dict[str, Any] = {"text": draw.prompt.text, "seed": draw.seed}
     for place, side in (("before", base), ("after", tuned)):
         path = folder / place / f"{number:03d}.png"
         path.parent.mkdir(exist_ok=True)
-        side.images[index].save(path)
+        save_png(side.images[index], path)
         row[place] = f"{place}/{number:03d}.png"
         if judge is not None:
             row[f"{place}_label"] = "right" if side.judged["object"][index] else "not seen"

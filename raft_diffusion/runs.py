@@ -2,83 +2,172 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.options import file_of
 from .core.config import Config
+from .core.loop import raft
+from .core.prompts import find_prompts
+from .core.records import Round
+from .core.stop import is_flat
+from .core.store import RunFolder, read_metrics
+from .core.toml import format_value
+from .planning.forecast import forecast, this_machine
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .core.store import RunFolder
-
+Progress = Callable[[str, int, int], None]
 PRESETS = Path(__file__).parent / "presets"
 
 
-def load_config(source: str, *, seed: int | None, threads: int | None, changes: list[str] | None = None) -> Config:
-    """A preset by name or a TOML file, with the command line's changes."""
-    path = Path(source)
-    if path.suffix != ".toml":
-        presets = sorted(preset.stem for preset in PRESETS.glob("*.toml"))
-        if source not in presets:
-            raise ValueError(f"unknown preset {source!r}: use one of {', '.join(presets)}, or a file NAME.toml")
-        path = PRESETS / f"{source}.toml"
-    changes = list(changes or [])
-    changes += [] if seed is None else [f"seed={seed}"]
-    changes += [] if threads is None else [f"threads={threads}"]
-    return Config.load(path).with_overrides(changes)
+def load_config(
+    source: str,
+    *,
+    seed: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    model: str | None = None,
+    prompts: str | None = None,
+    held_out: float | None = None,
+    changes: Sequence[str] = (),
+) -> Config:
+    """A preset by name or a TOML file, with the command line's changes.
+
+    prompts: a carried list, a file or one prompt (see `find_prompts`); held_out: the share of them never trained on.
+    Raises ValueError for everything that is not as it must be.
+    """
+    if held_out is not None and prompts is None:
+        raise ValueError("--held-out splits the prompts of --prompts; give both")
+    options = {"seed": seed, "threads": threads, "device": device, "model": model}
+    given = [f"{key}={format_value(value)}" for key, value in options.items() if value is not None]
+    config = Config.load(_config_file(source)).with_overrides([*changes, *given])
+    if prompts is None:
+        return config
+    found = find_prompts(prompts)
+    config = config.with_prompts(found, held_out)
+    dropped = len(found) - len(config.prompts.train)
+    if held_out is None and dropped:
+        warnings.warn(f"{dropped} of {len(found)} prompts are held out by the settings, not trained on", stacklevel=2)
+    return config
+
+
+def _config_file(source: str) -> Path:
+    if Path(source).suffix == ".toml":
+        return Path(source)
+    presets = sorted(preset.stem for preset in PRESETS.glob("*.toml"))
+    if source not in presets:
+        near = difflib.get_close_matches(source, presets, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(presets)},"
+        raise ValueError(f"unknown preset {source!r}: {hint} or give a file NAME.toml")
+    return PRESETS / f"{source}.toml"
 
 
 def default_folder(config: Config) -> Path:
-    """runs/<name>-<hash>: the same settings find the same run."""
+    """runs/<name>-<hash>: the same settings find the same run; what may change in a run does not count."""
     from .assemble import MAY_CHANGE
 
-    identity = config.model_dump(mode="json", exclude={key for key in MAY_CHANGE if "." not in key})
+    free = tuple(f"{key}." for key in MAY_CHANGE)
+    identity = {key: value for key, value in config.flat().items() if not f"{key}.".startswith(free)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"{config.name}-{digest}"
 
 
-def predict(config: Config) -> str:
-    """The arithmetic before the hours."""
-    sampling, prompts = config.sampling, config.prompts
-    groups = (prompts.per_round or len(prompts.train)) * sampling.groups_per_prompt
-    images = groups * sampling.samples_per_prompt
-    return (
-        f"{config.rounds} rounds x {groups} groups x {sampling.samples_per_prompt} candidates = "
-        f"{config.rounds * images} images of {sampling.width} x {sampling.height} px in {sampling.num_inference_steps} "
-        f"steps each, {config.tuning.steps} tuning steps a round"
-    )
+class Run:
+    """A run with its models loaded: `for round_ in run.rounds(): ...`, then `run.evaluate()`.
 
+    Whatever can be refused is refused before anything is written into `folder`; an interrupted run goes on.
+    progress: called with (stage, done, total); stages are "sample", "tune" and "evaluate".
+    Raises ValueError for settings, a folder, a model or a reward that cannot be used.
+    """
 
-def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
-    """Train what is left to train, evaluate, report. A finished run shows its result."""
-    from .core.store import RunFolder
-    from .report import write_report
-    from .terminal import clean, show_evaluation
-
-    console.print(predict(config), highlight=False)
-    evaluation = root / "evaluation" / "evaluation.json"
-    with console.status("loading the model"):
+    def __init__(self, config: Config, folder: Path | str, *, progress: Progress | None = None) -> None:
         from . import assemble
+
+        self.config, self.folder, self._progress = config, Path(folder), progress
+        assemble.check(config)
+        RunFolder.check(self.folder, config=config, may_change=assemble.MAY_CHANGE)
+        threads = assemble.prepare(config.threads)
+        self._rewards = assemble.make_rewards(config)
+        self._policy = assemble.make_policy(config, progress)
+        self._trackers = assemble.make_trackers(config, self.folder)
         from .diffusion import PictureCodec
 
-        threads = assemble.prepare(config.threads)
-        store = RunFolder.open(
-            root,
+        self._store = RunFolder.open(
+            self.folder,
             codec=PictureCodec(),
             config=config,
             environment=assemble.environment(config, threads),
             may_change=assemble.MAY_CHANGE,
         )
-        before = store.completed()
-    if before:
-        console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
-    if before < config.rounds or not _is_evaluated(evaluation, config):
-        evaluation.unlink(missing_ok=True)  # were this start killed too, it would be taken for the new rounds' own
-        run_rounds(config, store, console)
+
+    def rounds(self) -> Iterator[Round]:
+        """The rounds that are left, each once it is on disk; at the end the LoRA lies in `folder`/lora."""
+        from . import assemble
+
+        config = self.config
+        outdated = self.folder / "evaluation" / "evaluation.json"
+        outdated.unlink(missing_ok=True)  # were this start killed too, it would be taken for the new rounds' own
+        rounds = raft(
+            self._policy,
+            self._rewards,
+            assemble.make_select(config),
+            assemble.make_tuner(config, self._progress),
+            self._store,
+            assemble.make_draws(config),
+            rounds=self._store.completed() if self._finished else config.rounds,
+            seed=config.seed,
+            replay=config.selection.replay,
+        )
+        for round_ in rounds:
+            for track in self._trackers:
+                track(read_metrics(self.folder)[-1])
+            yield round_
+            if self._finished:
+                break
+        self._policy.save(self.folder / "lora")
+
+    @property
+    def _finished(self) -> bool:
+        return is_finished(self.config, self._store.completed(), self.folder)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Base and tuned on the same seeds, by judges that took no part in the ranking; see `evaluate.evaluate`."""
+        from . import assemble
+
+        return assemble.run_evaluation(self.config, self._policy, self._rewards, self.folder / "evaluation")
+
+
+def is_finished(config: Config, done: int, root: Path) -> bool:
+    """Whether the run in `root`, of which `done` rounds are complete, needs no more: all are there, or the reward is
+    flat (see `core.stop`)."""
+    patience = config.stop_when_flat
+    flat = patience is not None and done > patience and is_flat(read_metrics(root), config.rewards.weights, patience)
+    return flat or done >= config.rounds
+
+
+def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
+    """Train what is left to train, evaluate, report. A finished run shows its result, and no model is loaded."""
+    from . import assemble
+    from .report import write_report
+    from .terminal import clean, show_evaluation
+
+    assemble.check(config)
+    before = RunFolder.check(root, config=config, may_change=assemble.MAY_CHANGE)
+    evaluation = root / "evaluation" / "evaluation.json"
+    if not is_finished(config, before, root) or not _is_evaluated(evaluation, config):
+        console.print(forecast(config, machine=this_machine()).sentence(), highlight=False)
+        if before:
+            console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
+        run_rounds(config, root, console)
+    else:
+        console.print(f"this run is finished: {before} rounds", highlight=False)
     result = json.loads(evaluation.read_text(encoding="utf-8"))
     show_evaluation(console, result)
     page = write_report(root)
@@ -88,51 +177,42 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
     return result
 
 
-def run_rounds(config: Config, store: RunFolder, console: Console) -> None:
+def run_rounds(config: Config, root: Path, console: Console) -> None:
     """The rounds that are left, under the live table, then the evaluation."""
-    from . import assemble
-    from .core.loop import raft
+    from .assemble import HELD_OUT_PREFIX
     from .terminal import LiveTable
 
     ranking = max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name]))
-    held_out = f"{assemble.HELD_OUT_PREFIX}text_image" if config.rewards.held_out else None  # every tower scores it
+    held_out = f"{HELD_OUT_PREFIX}text_image" if config.rewards.held_out else None  # every tower scores it
     table = LiveTable(console, rounds=config.rounds, ranking=ranking, held_out=held_out)
+    with console.status("loading the model"):
+        run = Run(config, root, progress=table.progress)
     with table.shown():
-        policy = assemble.make_policy(config, table.progress)
-        rewards = assemble.make_rewards(config)
         table.loaded()
-        rounds = raft(
-            policy,
-            rewards,
-            assemble.make_select(config),
-            assemble.make_tuner(config, table.progress),
-            store,
-            assemble.make_draws(config),
-            rounds=config.rounds,
-            seed=config.seed,
-            replay=config.selection.replay,
-        )
-        for round_ in rounds:
+        last = 0
+        for round_ in run.rounds():
             table.add(round_)
-        policy.save(store.root / "lora")
-        assemble.run_evaluation(config, policy, rewards, store.root / "evaluation")
+            last = round_.index
+        if 0 < last < config.rounds:
+            console.print(f"stopped after round {last}: no better mean reward in {config.stop_when_flat} rounds")
+        run.evaluate()
 
 
 def evaluate_run(config: Config, root: Path, console: Console, *, threads: int | None) -> dict[str, Any]:
     """Sample and judge again from the stored LoRA, and write the report anew."""
+    from . import assemble
     from .report import write_report
     from .terminal import LiveTable, show_evaluation
 
     file_of(root, "lora/pytorch_lora_weights.safetensors")
-    with console.status("loading the model"):
-        from . import assemble
-
-        assemble.prepare(threads or config.threads)
     table = LiveTable(console, rounds=config.rounds, ranking="", held_out=None)
-    with table.shown():
+    with console.status("loading the model"):
+        assemble.prepare(threads or config.threads)
         policy = assemble.make_policy(config, table.progress)
         policy.load(root / "lora")
-        result = assemble.run_evaluation(config, policy, assemble.make_rewards(config), root / "evaluation")
+        rewards = assemble.make_rewards(config)
+    with table.shown():
+        result = assemble.run_evaluation(config, policy, rewards, root / "evaluation")
     show_evaluation(console, result)
     write_report(root)
     return result

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from raft_diffusion import cli, runs
 from raft_diffusion.commands import demo
 from raft_diffusion.core.config import Config
 
-COMMANDS = ("demo", "train", "evaluate", "report")
+COMMANDS = sorted(get_command(cli.app).commands)
 TINY = 'name = "tiny"\n[prompts]\ntrain = ["monet style cat"]\n'
 
 
@@ -85,7 +86,7 @@ def test_help_answers_at_once_without_torch():
     heavy, _, seconds = done.stderr.splitlines()[-1].rpartition(" ")
     assert heavy == "[]"
     assert float(seconds) < 1.5  # of processor time, whatever else the machine does
-    assert "Commands" in done.stdout
+    assert "train" in done.stdout
 
 
 # --- refusals: exit code 2, one line on stderr, nothing written -------------------------------------------------------
@@ -220,17 +221,6 @@ def test_the_same_settings_find_the_same_folder():
     assert default.name.startswith("tiny-")
     assert runs.default_folder(tiny(rounds=9, threads=3)) == default
     assert runs.default_folder(tiny(seed=1)) != default
-
-
-def test_the_arithmetic_is_told_before_the_hours():
-    config = Config.parse(
-        'name = "x"\nrounds = 3\n[prompts]\ntrain = ["a", "b", "c"]\nper_round = 2\n'
-        "[sampling]\nsamples_per_prompt = 5\ngroups_per_prompt = 4\nwidth = 32\nheight = 64\nnum_inference_steps = 7\n"
-        "[tuning]\nsteps = 11\n"
-    )
-    assert runs.predict(config) == (
-        "3 rounds x 8 groups x 5 candidates = 120 images of 32 x 64 px in 7 steps each, 11 tuning steps a round"
-    )
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in runs.PRESETS.glob("*.toml")))

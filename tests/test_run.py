@@ -180,7 +180,7 @@ def test_a_finished_run_shows_its_result_without_a_model(copy, config, capsys, m
     before = files(copy)
     command("train", config, "--out", copy)
     out = capsys.readouterr().out
-    assert "3 rounds are done" in out
+    assert "this run is finished: 3 rounds" in out
     assert str(copy / "report.html") in out
     assert "before and after" in out
     assert {name: files(copy)[name] for name in before if name != "report.html"} == {

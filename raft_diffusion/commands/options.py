@@ -15,12 +15,32 @@ from rich.console import Console
 
 from ..core.files import write_atomically
 
+
+def preset_names(incomplete: str) -> list[str]:
+    """What the shell completes a preset's name with."""
+    folder = Path(__file__).parents[1] / "presets"
+    return sorted(path.stem for path in folder.glob(f"{incomplete}*.toml"))
+
+
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<name>-<hash>.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; - is stdout.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="The run's seed.")]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: all cores.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
+ConfigName = Annotated[
+    str,
+    typer.Argument(metavar="PRESET|CONFIG.toml", help="A preset's name or a TOML file.", autocompletion=preset_names),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="pocket, a folder in the diffusers layout, or a hub id.")
+]
+Prompts = Annotated[
+    str | None, typer.Option("--prompts", metavar="FILE|TEXT", help="A .txt, .csv or .toml, a carried list, or a text.")
+]
+HeldOut = Annotated[
+    float | None, typer.Option("--held-out", metavar="SHARE", help="Share of --prompts that is never trained on.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -29,13 +49,18 @@ def make_console(json_file: str | None = None) -> Console:
     return Console(stderr=json_file == "-")
 
 
+def check_writable(path: Path | None, *, option: str) -> None:
+    """Refuse a file that cannot be written, before the work that fills it."""
+    if path is not None and ((path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK)):
+        raise ValueError(f"{option} {path}: cannot write there; name a file in a folder that exists")
+
+
 @contextmanager
 def collected(target: str | None) -> Iterator[dict[str, Any]]:
     """Collects a command's numbers and writes them at the end; an unwritable place is refused before the work."""
     numbers: dict[str, Any] = {}
     path = Path(target) if target not in (None, "-") else None
-    if path is not None and ((path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK)):
-        raise ValueError(f"--json {target}: cannot write there; name a file in a folder that exists")
+    check_writable(path, option="--json")
     yield numbers
     if target == "-":
         sys.stdout.write(json.dumps(numbers, indent=1) + "\n")

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from .options import Json, Out, Seed, Set, Threads, collected, make_console
+from .options import (
+    ConfigName,
+    Device,
+    HeldOut,
+    Json,
+    Model,
+    Out,
+    Prompts,
+    Seed,
+    Set,
+    Threads,
+    collected,
+    make_console,
+)
 
 
 def train(
-    config: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.toml", help="A preset's name or a TOML file.")],
+    config: ConfigName,
+    model: Model = None,
+    prompts: Prompts = None,
+    held_out: HeldOut = None,
     out: Out = None,
     seed: Seed = None,
+    device: Device = None,
     threads: Threads = None,
     changes: Set = None,
     json_file: Json = None,
 ) -> None:
-    """Run RAFT; the same command starts a run and goes on with it.
+    """Run RAFT; the same command starts a run, goes on with it, and shows the result of a finished one.
 
-    Example: raft-diffusion train pocket-monet --out runs/mine --set rounds=6 --set tuning.rank=8
+    Rounds, batch sizes, threads, device, trackers and the evaluation may change on the way; other settings need another
+    folder.
+
+    Example: raft-diffusion train pocket-monet --out runs/small --set rounds=6 --set tuning.rank=8
+    Example: raft-diffusion train pocket-monet --prompts "monet style dog" --out runs/dog
+    Example: raft-diffusion train pocket-monet --prompts styles --held-out 0.2 --set stop_when_flat=3
     """
     from .. import runs
 
-    resolved = runs.load_config(config, seed=seed, threads=threads, changes=changes or [])
+    resolved = runs.load_config(
+        config,
+        model=model,
+        prompts=prompts,
+        held_out=held_out,
+        seed=seed,
+        device=device,
+        threads=threads,
+        changes=changes or [],
+    )
     with collected(json_file) as numbers:
         numbers.update(runs.finish_run(resolved, out or runs.default_folder(resolved), make_console(json_file)))

@@ -3,36 +3,73 @@
 from __future__ import annotations
 
 import difflib
-import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from .files import read_text
+from .prompts import split
+from .records import Prompt
+from .toml import format_toml, format_value, one_line, parse_toml, parse_value, show
 
 Target = Literal["attention", "feed_forward", "projection", "convolution"]
+Tracker = Literal["tensorboard", "wandb"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, strict=True)
+
+
+class Entry(_Section):
+    """A prompt with settings of its own."""
+
+    text: str = Field(description="the words")
+    weight: float = Field(1.0, gt=0, description="how often it is drawn where per_round draws, beside the others' 1")
+    negative: str | None = Field(None, description="what to keep out of it; none: sampling.negative_prompt")
+
+
+def _kind(item: Any) -> str:
+    return _KINDS[isinstance(item, dict | Entry)]
+
+
+def _plain(item: str | Entry) -> str | Entry:
+    """An entry that says no more than its text is its text: the same prompts are equal however they were written."""
+    return item.text if isinstance(item, Entry) and item.weight == 1 and item.negative is None else item
+
+
+_KINDS = ("a string", "a table")
+Item = Annotated[
+    Annotated[str, Tag(_KINDS[0])] | Annotated[Entry, Tag(_KINDS[1])], Discriminator(_kind), AfterValidator(_plain)
+]
 
 
 class Prompts(_Section):
     """What is asked for."""
 
-    train: list[str] = Field(min_length=1, description="prompts that RAFT learns")
-    held_out: list[str] = Field([], description="prompts never trained on: the out-of-domain test")
+    train: list[Item] = Field(min_length=1, description="prompts that RAFT learns: texts, or tables as `Entry`")
+    held_out: list[Item] = Field([], description="prompts never trained on: the out-of-domain test")
     per_round: int | None = Field(None, ge=1, description="prompts drawn a round (P); none: all of them")
     template: str = Field("{}", description='text around every prompt, such as "a photo of a {}"')
 
     @model_validator(mode="after")
     def _check(self) -> Prompts:
-        for key, texts in (("train", self.train), ("held_out", self.held_out)):
+        train, held_out = ([_text(item) for item in items] for items in (self.train, self.held_out))
+        for key, texts in (("train", train), ("held_out", held_out)):
             if repeated := sorted({text for text in texts if texts.count(text) > 1}):
                 raise ValueError(f"{key} holds {', '.join(map(repr, repeated))} more than once; keep one of each")
-        shared = sorted(set(self.train) & set(self.held_out))
+        shared = sorted(set(train) & set(held_out))
         if shared:
             raise ValueError(f"{', '.join(map(repr, shared))} is both trained and held out; keep it on one side")
         if "{}" not in self.template:
@@ -43,16 +80,17 @@ class Prompts(_Section):
 class Sampling(_Section):
     """How pictures are made."""
 
-    width: int = Field(512, ge=8, multiple_of=8, description="px")
-    height: int = Field(512, ge=8, multiple_of=8, description="px")
+    width: int = Field(512, ge=8, le=8192, multiple_of=8, description="px")
+    height: int = Field(512, ge=8, le=8192, multiple_of=8, description="px")
     num_inference_steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(7.5, ge=0, description="guidance of the user and of the evaluation; 1 or less: none")
     collect_guidance_scale: float | None = Field(None, ge=0, description="guidance of candidates; none: the user's")
     scheduler: str = Field("DPM++ 2M", description="a sampler's name, as in diffusers or a WebUI")
-    samples_per_prompt: int = Field(8, ge=2, description="candidates a group (K)")
-    groups_per_prompt: int = Field(1, ge=1, description="contests of K candidates that each prompt holds a round")
-    batch_size: int = Field(8, ge=1, description="pictures sampled at once; it does not change them")
+    samples_per_prompt: int = Field(8, ge=2, le=10_000, description="candidates a group (K)")
+    groups_per_prompt: int = Field(1, ge=1, le=10_000, description="contests of K candidates a prompt and round")
+    batch_size: int = Field(8, ge=1, le=10_000, description="pictures sampled at once; it changes none of them")
     negative_prompt: str = Field("", description="what to keep out")
+    clip_skip: int = Field(1, ge=1, le=12, description="layer of the text encoder, from the end; 1: the last")
 
 
 class Rewards(_Section):
@@ -70,9 +108,9 @@ class Selection(_Section):
 
     best: int = Field(1, ge=1, description="winners a group (m); the paper's is 1")
     top_fraction: float | None = Field(None, gt=0, le=1, description="share of the round's best that is kept")
-    top_count: int | None = Field(None, ge=1, description="number of the round's best that is kept")
+    top_count: int | None = Field(None, ge=1, le=1_000_000, description="number of the round's best that is kept")
     tau: float | None = Field(None, gt=0, description="all candidates win with weight exp(key / tau)")
-    replay: int | None = Field(None, ge=0, description="earlier rounds whose winners are kept; none: all")
+    replay: int | None = Field(None, ge=0, le=10_000, description="earlier rounds whose winners are kept; none: all")
 
 
 class Tuning(_Section):
@@ -83,23 +121,23 @@ class Tuning(_Section):
     targets: list[Target] = Field(["attention"], min_length=1, description="layers that get a LoRA")
     text_encoder: bool = Field(False, description="tune the text encoder too")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW, constant")
-    steps: int = Field(80, ge=1, description="optimiser steps a round")
-    batch_size: int = Field(8, ge=1, description="winners a forward pass")
-    gradient_accumulation: int = Field(1, ge=1, description="forward passes an optimiser step")
+    steps: int = Field(80, ge=1, le=1_000_000, description="optimiser steps a round")
+    batch_size: int = Field(8, ge=1, le=10_000, description="winners a forward pass")
+    gradient_accumulation: int = Field(1, ge=1, le=10_000, description="forward passes an optimiser step")
     snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv:2303.09556); none: off")
     condition_drop: Share = Field(0.0, description="share of winners trained without their prompt")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="precision of the forward pass")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up")
     restart: bool = Field(False, description="start every round from the base, on the winners of all rounds")
 
 
 class Evaluation(_Section):
     """What is compared at the end."""
 
-    pairs: int = Field(64, ge=2, description="same-seed pairs on the trained prompts")
-    ood_pairs: int = Field(64, ge=0, description="same-seed pairs on the held-out prompts")
-    best_of: int = Field(8, ge=2, description="K of the oracle: the best of K pictures of the base")
+    pairs: int = Field(64, ge=2, le=100_000, description="same-seed pairs on the trained prompts")
+    ood_pairs: int = Field(64, ge=0, le=100_000, description="same-seed pairs on the held-out prompts")
+    best_of: int = Field(8, ge=2, le=10_000, description="K of the oracle: the best of K pictures of the base")
 
 
 class Config(_Section):
@@ -107,10 +145,15 @@ class Config(_Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="part of the run folder's name")
     model: str = Field("pocket", min_length=1, description="the carried model, a diffusers folder or a hub id")
+    vae: str | None = Field(None, min_length=1, description="a VAE's file or folder; none: the model's own")
     seed: int = Field(0, ge=0, lt=2**63, description="fixes every random draw")
-    rounds: int = Field(4, ge=1, description="rounds of sampling, ranking and finetuning")
+    rounds: int = Field(4, ge=1, le=10_000, description="rounds of sampling, ranking and finetuning")
+    stop_when_flat: int | None = Field(
+        None, ge=1, le=10_000, description="rounds without a better mean reward that end the run early; none: never"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or mps")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: every core")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; none: every core")
+    trackers: list[Tracker] = Field([], description="where the curves are sent too")
     prompts: Prompts
     sampling: Sampling = Sampling()  # pyright: ignore[reportCallIssue]
     rewards: Rewards = Rewards()  # pyright: ignore[reportCallIssue]
@@ -120,25 +163,12 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        problems = []
-        if self.selection.best > self.sampling.samples_per_prompt:
-            problems.append(
-                f"selection.best is {self.selection.best}, more than sampling.samples_per_prompt "
-                f"({self.sampling.samples_per_prompt}); lower it"
-            )
-        across = [key for key in ("top_fraction", "top_count") if getattr(self.selection, key) is not None]
-        if across and self.rewards.method != "fixed":
-            problems.append(f'selection.{across[0]} compares prompts with each other: set rewards.method to "fixed"')
-        if len(across) > 1 or (across and self.selection.tau is not None):
-            problems.append("selection: choose one of top_fraction, top_count and tau")
-        if self.selection.tau is not None and self.selection.best != 1:
-            problems.append("selection.tau lets every candidate win by weight: leave out selection.best")
-        if not any(self.rewards.weights.values()):
-            problems.append("rewards.weights are all 0, so nothing ranks: give one another weight")
-        if self.prompts.per_round is not None and self.prompts.per_round > len(self.prompts.train):
-            problems.append(
-                f"prompts.per_round is {self.prompts.per_round}, more than the {len(self.prompts.train)} prompts"
-            )
+        problems = list(_misfits(self.prompts, self.sampling, self.rewards, self.selection))
+        for key, value in self.flat().items():
+            try:
+                format_value(value).encode()
+            except UnicodeEncodeError:  # a command line or a file name in another encoding
+                problems.append(f"{key} holds characters that are no UTF-8; type them again")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -146,49 +176,72 @@ class Config(_Section):
     @classmethod
     def load(cls, path: Path | str) -> Config:
         """Read a TOML file. Raises ValueError with every problem in one message."""
-        path = Path(path)
-        try:
-            return cls.parse(path.read_bytes().decode("utf-8-sig"), where=str(path))
-        except FileNotFoundError:
-            raise ValueError(f"there is no configuration {path}; give the path of a TOML file") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the configuration {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-        except OSError as error:
-            what = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
-            raise ValueError(f"the configuration {path} {what}; give the path of a TOML file") from None
+        text = read_text(Path(path), what="configuration", advice="give the path of a TOML file")
+        return cls.parse(text, where=str(path))
 
     @classmethod
     def parse(cls, text: str, *, where: str = "the configuration") -> Config:
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{where} is no valid TOML: {error}") from None
-        return cls._validated(values, where)
+        return cls._validated(parse_toml(text, where=where), where)
 
     def with_overrides(self, changes: Sequence[str]) -> Config:
-        """A copy with changes such as "tuning.rank=8"; a value is TOML, or a bare string; `none` clears a setting."""
+        """A copy with changes such as "tuning.rank=8"; a value is TOML, or a bare string; `none` clears a setting
+        and takes a reward out of rewards.weights. Raises ValueError with every problem in one message."""
         values = self.model_dump(mode="json")
         for change in changes:
             key, equals, text = change.partition("=")
             if not equals or not key.strip():
-                raise ValueError(f"--set {change}: write KEY=VALUE, such as tuning.rank=8")
+                raise ValueError(one_line(f"--set {change}: write KEY=VALUE, such as tuning.rank=8"))
             *sections, name = key.strip().split(".")
             table = values
             for section in sections:
                 table = table.setdefault(section, {})
                 if not isinstance(table, dict):
-                    raise ValueError(f"--set {change}: {section!r} is a setting, not a section")
-            table[name] = _toml_value(text.strip())
+                    raise ValueError(one_line(f"--set {change}: {section!r} is a setting, not a section"))
+            table[name] = parse_value(text.strip())
+            if sections == ["rewards", "weights"] and table[name] is None:
+                del table[name]
         return self._validated(values, "--set")
+
+    def with_prompts(self, prompts: Sequence[Prompt], held_out_fraction: float | None = None) -> Config:
+        """A copy that trains on these prompts, with their weights and negatives; the template stays.
+
+        held_out_fraction: in [0, 1); this share of them, by a split that is stable under `seed`, becomes
+            prompts.held_out. Without it prompts.held_out stays as it is, and what it holds is not trained on.
+
+        Raises ValueError where nothing is left to train on, and for settings that do not fit the prompts.
+        """
+        values = self.model_dump(mode="json")
+        if held_out_fraction is None:
+            apart = {_text(item) for item in self.prompts.held_out}
+            train = [prompt for prompt in prompts if prompt.text not in apart]
+            if prompts and not train:
+                raise ValueError(
+                    f"the prompts hold only what is held out ({', '.join(repr(p.text) for p in prompts[:3])}"
+                    f"{', ...' if len(prompts) > 3 else ''}), which is never trained on; give other prompts, or take "
+                    "them out of prompts.held_out"
+                )
+        else:
+            train, held_out = split(prompts, held_out_fraction, seed=self.seed)
+            values["prompts"]["held_out"] = [_item(prompt) for prompt in held_out]
+        values["prompts"]["train"] = [_item(prompt) for prompt in train]
+        return self._validated(values, "the prompts")
+
+    def train_prompts(self) -> list[Prompt]:
+        """What RAFT learns, with the template around the words and the negative prompt filled in."""
+        return [self._prompt(item) for item in self.prompts.train]
+
+    def held_out_prompts(self) -> list[Prompt]:
+        """What is never trained on, in the same form as `train_prompts`."""
+        return [self._prompt(item) for item in self.prompts.held_out]
+
+    def _prompt(self, item: str | Entry) -> Prompt:
+        words = self.prompts.template.replace("{}", _text(item))
+        weight, negative = (1.0, None) if isinstance(item, str) else (item.weight, item.negative)
+        return Prompt(words, self.sampling.negative_prompt if negative is None else negative, weight)
 
     def to_toml(self) -> str:
         """TOML that reads back as the same configuration; settings that are none are left out."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        lines = [f"{key} = {_to_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
-        for section, table in values.items():
-            if isinstance(table, dict):
-                lines += ["", f"[{section}]", *(f"{key} = {_to_toml(value)}" for key, value in table.items())]
-        return "\n".join(lines) + "\n"
+        return format_toml(self.model_dump(mode="json", exclude_none=True))
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key."""
@@ -199,8 +252,52 @@ class Config(_Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = [_explain(cls, problem) for problem in error.errors()]
-            raise ValueError(f"{where}: " + "; ".join(problems)) from None
+            problems = [_explain(problem) for problem in error.errors()]
+            if error.errors()[0]["loc"]:  # a field is wrong, so the sections were not yet held against each other
+                problems += _misfits(*(_sound(section, values) for section in (Prompts, Sampling, Rewards, Selection)))
+        raise ValueError(one_line(f"{where}: " + "; ".join(problems)))
+
+
+def _text(item: str | Entry) -> str:
+    return item if isinstance(item, str) else item.text
+
+
+def _item(prompt: Prompt) -> dict[str, Any]:
+    return {"text": prompt.text, "weight": prompt.weight, "negative": prompt.negative or None}
+
+
+def _misfits(
+    prompts: Prompts | None, sampling: Sampling | None, rewards: Rewards | None, selection: Selection | None
+) -> Iterator[str]:
+    """What is wrong between sections; None stands for a section that is wrong by itself."""
+    if selection and sampling and selection.best > sampling.samples_per_prompt:
+        yield (
+            f"selection.best is {selection.best}, more than sampling.samples_per_prompt "
+            f"({sampling.samples_per_prompt}); lower it"
+        )
+    if selection:
+        across = [key for key in ("top_fraction", "top_count") if getattr(selection, key) is not None]
+        if across and rewards and rewards.method != "fixed":
+            yield f'selection.{across[0]} compares prompts with each other: set rewards.method to "fixed"'
+        if len(across) > 1 or (across and selection.tau is not None):
+            yield "selection: choose one of top_fraction, top_count and tau"
+        if selection.tau is not None and selection.best != 1:
+            yield (
+                f"selection.tau lets every candidate win by weight, so selection.best = {selection.best} says "
+                "nothing: leave one of them out"
+            )
+    if rewards and not any(rewards.weights.values()):
+        yield "rewards.weights are all 0, so nothing ranks: give one another weight"
+    if prompts and prompts.per_round is not None and prompts.per_round > len(prompts.train):
+        yield f"prompts.per_round is {prompts.per_round}, more than the {len(prompts.train)} prompts; lower it"
+
+
+def _sound(section: type[_Section], values: dict[str, Any]) -> Any:
+    """The section of these values, or None where something in it is wrong."""
+    try:
+        return section.model_validate(values.get(section.__name__.lower(), {}))
+    except ValidationError:
+        return None
 
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -211,41 +308,27 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
+def _explain(problem: Any) -> str:
     """One mistake in words; an unknown key gets its nearest known names."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
+    location = [part for part in problem["loc"] if part not in _KINDS]
+    key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        known: Any = model
+        known: Any = Config
         for part in location[:-1]:
-            known = known.model_fields[part].annotation
+            known = Entry if isinstance(part, int) else known.model_fields[part].annotation
         names = list(known.model_fields)
-        near = difflib.get_close_matches(location[-1], names, n=3, cutoff=0.4) or names
+        near = difflib.get_close_matches(str(location[-1]), names, n=3, cutoff=0.4) or names
         return f"unknown key {key}, did you mean {' or '.join(near)}?"
     if problem["type"] == "missing":
         return f"{key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _MESSAGES.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    given = "" if problem["type"] == "value_error" else f", not {problem['input']!r}"
+    given = "" if problem["type"] == "value_error" else f", not {show(problem['input'])}"
     return f"{key}: {message}{given}" if key else message
 
 
-def _toml_value(text: str) -> Any:
-    if text == "none":
-        return None
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        return text
-
-
-def _to_toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_to_toml, value)) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_to_toml(k)} = {_to_toml(v)}" for k, v in value.items()) + " }"
-    return repr(value)
+_MESSAGES = {
+    "string_type": "input should be a text in quotes",
+    "list_type": 'input should be a list such as ["a", "b"]',
+    "model_type": "input should be a section of settings",
+}

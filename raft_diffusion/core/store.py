@@ -10,16 +10,23 @@ rounds/001/adapter/                the adapter after the round
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 from .config import Config
-from .files import write_atomically
-from .records import Draw, Prompt, Round, Sample, Scored, Selection, Winner
+from .files import read_text, write_atomically
+from .loop import group
+from .records import Draw, Group, Prompt, Round, Sample, Scored, Selection, Winner
+
+METADATA = "metadata.jsonl"
+TUNER_BATCH = ("tuning.batch_size", "tuning.gradient_accumulation")
 
 
 class Codec(Protocol):
@@ -46,39 +53,59 @@ class RunFolder:
         environment: Mapping[str, Any],
         may_change: Iterable[str] = (),
     ) -> RunFolder:
-        """Start a run in `root`, or go on with the one that is there.
-
-        may_change: dotted keys, or whole sections, that may differ from the run's own configuration.
-        Raises ValueError for a file, for a folder that holds something else or cannot be made, for a changed setting,
-        by its key, and for a round that is missing before a later one.
-        """
-        path = root / "config.toml"
-        if root.exists() and not root.is_dir():
-            raise ValueError(f"{root} is a file; give a folder for the run")
-        if path.exists():
-            _refuse_changes(Config.load(path), config, tuple(may_change), root)
-        elif root.is_dir() and any(entry.name != "config.toml.tmp" for entry in root.iterdir()):
-            raise ValueError(f"{root} is not empty and holds no run; give a new folder")
+        """Start a run in `root`, or go on with the one that is there. Refuses what `check` refuses."""
+        cls.check(root, config=config, may_change=may_change)
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"the run folder {root} cannot be made ({error.strerror}); give another one") from None
-        write_atomically(path, config.to_toml())  # first: a start that is killed later is still known as a run
+        # first: a start that is killed later is still known as a run
+        write_atomically(root / "config.toml", config.to_toml())
         (root / "rounds").mkdir(exist_ok=True)
         for leftover in (root / "rounds").glob(".*.partial"):
             shutil.rmtree(leftover)
         write_atomically(root / "environment.json", json.dumps(dict(environment), indent=1) + "\n")
         store = cls(root, codec=codec)
-        store._refuse_gap()
         store._write_metrics()  # a run may have been killed between a round and its line
         return store
 
+    @staticmethod
+    def check(root: Path, *, config: Config, may_change: Iterable[str] = ()) -> int:
+        """Whether `open` would start or resume a run here; writes nothing. Returns how many rounds are complete.
+
+        may_change: dotted keys, or whole sections, that may differ from the run's own configuration. The two sizes of
+            the tuner's batch may always change together as long as their product stays. Before the first round is
+            complete everything may change.
+
+        Raises ValueError for a file, for a folder that holds something else or cannot be written, for a changed
+        setting, by its key, and for a round that is missing before a later one.
+        """
+        try:
+            root.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:  # a name that is too long, a folder that is closed
+            raise ValueError(f"the run folder {root} cannot be made ({error.strerror}); give another one") from None
+        if root.exists() and not root.is_dir():
+            raise ValueError(f"{root} is a file; give a folder for the run")
+        place = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise ValueError(f"the run folder {root} cannot be made: {place} is a file; give another folder")
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise ValueError(f"the run folder {root} cannot be written: {place} is closed to you; give another folder")
+        path = root / "config.toml"
+        if path.exists():
+            before = Config.load(path)
+            _refuse_gap(root)
+            if _completed(root):
+                _refuse_changes(before, config, tuple(may_change), root)
+        elif root.is_dir() and any(entry.name != "config.toml.tmp" for entry in root.iterdir()):
+            raise ValueError(f"{root} is not empty and holds no run; give a new folder")
+        return _completed(root)
+
     def completed(self) -> int:
         """The index of the last complete round; 0 when there is none."""
-        index = 0
-        while (self._folder(index + 1) / "round.json").is_file():
-            index += 1
-        return index
+        return _completed(self.root)
 
     def resume(self, policy: Any) -> list[Round]:
         """The complete rounds with their winners (groups are left out), the policy standing where the last one left
@@ -96,10 +123,10 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         winners = {winner.sample.id: winner for winner in round_.selection.winners}
         rows = []
-        for group, keys in zip(round_.groups, round_.selection.keys, strict=True):
-            for scored, key in zip(group.candidates, keys, strict=True):
+        for members, keys in zip(round_.groups, round_.selection.keys, strict=True):
+            for scored, key in zip(members.candidates, keys, strict=True):
                 rows.append(_row(scored, key, winners.get(scored.sample.id)))
-        candidates = [scored.sample for group in round_.groups for scored in group.candidates]
+        candidates = [scored.sample for members in round_.groups for scored in members.candidates]
         self._write_set(partial / "candidates", candidates, rows, keep=False)
         won = [_row(w.candidate, w.key, w) for w in round_.selection.winners]
         self._write_set(partial / "winners", [w.sample for w in round_.selection.winners], won, keep=True)
@@ -112,21 +139,12 @@ class RunFolder:
         _flush(final.parent)
         self._write_metrics()
 
-    def _refuse_gap(self) -> None:
-        last = self.completed()
-        later = sorted(int(p.name) for p in (self.root / "rounds").iterdir() if p.name.isdigit() and int(p.name) > last)
-        if later:
-            raise ValueError(
-                f"{self._folder(last + 1)} is missing or incomplete, yet round {later[0]} stands in the same run; "
-                f"put it back, or delete every round from {last + 1} on to make them again"
-            )
-
     def _folder(self, index: int) -> Path:
-        return self.root / "rounds" / f"{index:03d}"
+        return _folder(self.root, index)
 
     def _write_metrics(self) -> None:
         paths = (self._folder(i) / "round.json" for i in range(1, self.completed() + 1))
-        texts = (json.dumps(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+        texts = (json.dumps(_read_object(path)) for path in paths)
         write_atomically(self.root / "metrics.jsonl", "".join(f"{text}\n" for text in texts))
 
     def _write_set(
@@ -135,25 +153,182 @@ class RunFolder:
         folder.mkdir(parents=True)
         names = self._codec.write_samples(folder, samples, keep=keep)
         lines = (json.dumps({"file_name": n, **row}, ensure_ascii=False) for n, row in zip(names, rows, strict=True))
-        write_atomically(folder / "metadata.jsonl", "".join(f"{line}\n" for line in lines))
+        write_atomically(folder / METADATA, "".join(f"{line}\n" for line in lines))
 
     def _read(self, index: int) -> Round:
         folder = self._folder(index)
-        lines = (folder / "winners" / "metadata.jsonl").read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line]
+        rows = [_checked(row, place) for place, row in _read_rows(folder / "winners" / METADATA)]
         data = self._codec.read_samples(folder / "winners", rows)
         winners = tuple(_winner(row, item) for row, item in zip(rows, data, strict=True))
-        figures = json.loads((folder / "round.json").read_text(encoding="utf-8"))["figures"]
-        return Round(index, (), Selection((), winners), figures)
+        return Round(index, (), Selection((), winners), _read_object(folder / "round.json")["figures"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRound:
+    """A round as it lies on disk, for readers that need no model.
+
+    groups: every candidate in the stored order; `Sample.data` is the path of its file.
+    winners: their sample ids, which are unique within a round only.
+    keys: what the candidates were ranked by, `(P, K)`.
+    """
+
+    index: int
+    groups: tuple[Group, ...]
+    winners: frozenset[str]
+    keys: tuple[tuple[float, ...], ...]
+
+
+def stored_rounds(root: Path) -> Iterator[StoredRound]:
+    """The complete rounds of a run, in order, each read when it is asked for.
+
+    Raises ValueError for a folder without a complete round and, naming file and line, for damaged metadata.
+    """
+    return (_stored_round(_folder(root, index), index) for index in range(1, _some_rounds(root) + 1))
+
+
+def read_metrics(root: Path) -> list[dict[str, Any]]:
+    """The plain numbers of the complete rounds of a run, in order, as `metrics.jsonl` holds them.
+
+    Raises ValueError as `stored_rounds` does.
+    """
+    _some_rounds(root)
+    metrics = []
+    for place, row in _read_rows(root / "metrics.jsonl"):
+        _expect(_is_integer(row.get("round")), place, "round is no integer")
+        for key in ("mean", "deviation"):  # an older version wrote no deviation
+            _expect(_is_numbers(row.get(key, {} if key == "deviation" else None)), place, f"{key} holds no numbers")
+        metrics.append(row)
+    return metrics
+
+
+def _folder(root: Path, index: int) -> Path:
+    return root / "rounds" / f"{index:03d}"
+
+
+def _completed(root: Path) -> int:
+    """The index of the last complete round that follows on the ones before; 0 when there is none."""
+    return next(index for index in count() if not (_folder(root, index + 1) / "round.json").is_file())
+
+
+def _refuse_gap(root: Path) -> None:
+    last = _completed(root)
+    names = (path.name for path in (root / "rounds").glob("*"))
+    later = sorted(int(name) for name in names if name.isdecimal() and int(name) > last)
+    if later and later[0] == last + 1:
+        raise ValueError(f"{_folder(root, last + 1)} holds no round.json; delete that folder to make the round again")
+    if later:
+        raise ValueError(
+            f"{_folder(root, last + 1)} is missing, yet round {later[0]} stands in the same run; "
+            f"put it back, or delete every round from {last + 1} on to make them again"
+        )
+
+
+def _some_rounds(root: Path) -> int:
+    if last := _completed(root):
+        _refuse_gap(root)
+        return last
+    raise ValueError(f"{root} holds no complete round; give the folder of a run that has one, such as runs/NAME")
+
+
+def _stored_round(folder: Path, index: int) -> StoredRound:
+    path = folder / "candidates" / METADATA
+    scored: dict[str, Scored] = {}
+    keys: dict[str, float] = {}
+    winners: set[str] = set()
+    names: set[str] = set()
+    for place, row in _read_rows(path):
+        draw = _draw(_checked(row, place))
+        names = names or set(row["scores"])
+        _expect(row["id"] == draw.id, place, f"its id {row['id']!r} is not that of its prompt ({draw.id})")
+        _expect(draw.id not in scored, place, f"sample {draw.id} was there before")
+        _expect(set(row["scores"]) == names, place, "its rewards are not those of the first line")
+        scored[draw.id] = Scored(Sample(draw, path.parent / row["file_name"]), row["scores"])
+        keys[draw.id] = row["key"]
+        if row["winner"]:
+            winners.add(draw.id)
+    groups = group(list(scored.values()))
+    ranks = tuple(tuple(keys[candidate.sample.id] for candidate in members.candidates) for members in groups)
+    return StoredRound(index, groups, frozenset(winners), ranks)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its place for a complaint."""
+    empty = True
+    for number, line in enumerate(_text_of(path).split("\n"), start=1):
+        if line:
+            empty = False
+            yield f"{path}, line {number}", _parse_object(line, f"{path}, line {number}")
+    if empty:
+        raise ValueError(f"{path} is empty; put it back from a copy of the run")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return _parse_object(_text_of(path), str(path))
+
+
+def _text_of(path: Path) -> str:
+    return read_text(path, what="run file", advice="put it back from a copy of the run")
+
+
+def _parse_object(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is no JSON object; put it back from a copy of the run")
+    return value
+
+
+def _expect(holds: bool, place: str, problem: str) -> None:
+    if not holds:
+        raise ValueError(f"{place} is damaged: {problem}; put it back from a copy of the run")
+
+
+def _checked(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A line of a metadata file as `_row` writes it."""
+    for key in ("file_name", "text", "negative", "id"):
+        _expect(isinstance(row.get(key), str), place, f"{key} is no text")
+    for key in ("k", "group", "seed"):
+        _expect(_is_integer(row.get(key)), place, f"{key} is no integer")
+    for key in ("prompt_weight", "key"):
+        _expect(_is_number(row.get(key)), place, f"{key} is no finite number")
+    _expect(isinstance(row.get("winner"), bool), place, "winner is neither true nor false")
+    _expect(bool(row.get("scores")) and _is_numbers(row["scores"]), place, "scores holds no numbers by reward")
+    name = row["file_name"]
+    plain = name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", "..")
+    _expect(plain, place, "file_name is no plain file name")
+    return row
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 def _refuse_changes(old: Config, new: Config, may_change: tuple[str, ...], root: Path) -> None:
     before, after = old.flat(), new.flat()
     allowed = {key for key in after if any(key == name or key.startswith(f"{name}.") for name in may_change)}
     changed = [key for key in after if key not in allowed and before.get(key) != after[key]]
-    if changed:
-        told = "; ".join(f"{key} was {before.get(key)!r} and is now {after[key]!r}" for key in changed)
-        raise ValueError(f"{root} holds a run with other settings: {told}. Change them back or give another folder")
+    told = [f"{key} was {before.get(key)!r} and is now {after[key]!r}" for key in changed if key not in TUNER_BATCH]
+    if set(TUNER_BATCH) & set(changed):
+        was, now = ([values[key] for key in TUNER_BATCH] for values in (before, after))
+        if math.prod(was) != math.prod(now):
+            told.append(
+                f"{' x '.join(TUNER_BATCH)} was {was[0]} x {was[1]} and is now {now[0]} x {now[1]}, and these may only "
+                f"change with their product ({math.prod(was)}) kept"
+            )
+    if told:
+        raise ValueError(
+            f"{root} holds a run with other settings: {'; '.join(told)}. Change them back or give another folder"
+        )
 
 
 def _row(scored: Scored, key: float, winner: Winner | None) -> dict[str, Any]:
@@ -174,14 +349,17 @@ def _row(scored: Scored, key: float, winner: Winner | None) -> dict[str, Any]:
     }
 
 
-def _winner(row: Mapping[str, Any], data: Any) -> Winner:
+def _draw(row: Mapping[str, Any]) -> Draw:
     prompt = Prompt(row["text"], negative=row["negative"], weight=row["prompt_weight"])
-    draw = Draw(prompt, row["k"], row["seed"], group=row["group"])
-    return Winner(Scored(Sample(draw, data), row["scores"]), row["key"], row["weight"])
+    return Draw(prompt, row["k"], row["seed"], group=row["group"])
+
+
+def _winner(row: Mapping[str, Any], data: Any) -> Winner:
+    return Winner(Scored(Sample(_draw(row), data), row["scores"]), row["key"], row["weight"])
 
 
 def _summary(round_: Round) -> dict[str, Any]:
-    candidates = [scored for group in round_.groups for scored in group.candidates]
+    candidates = [scored for members in round_.groups for scored in members.candidates]
     winners = [winner.candidate for winner in round_.selection.winners]
     names = list(candidates[0].scores)
     return {
@@ -189,6 +367,7 @@ def _summary(round_: Round) -> dict[str, Any]:
         "candidates": len(candidates),
         "winners": len(winners),
         "mean": {name: statistics.fmean(c.scores[name] for c in candidates) for name in names},
+        "deviation": {name: statistics.pstdev(c.scores[name] for c in candidates) for name in names},
         "best": {name: statistics.fmean(c.scores[name] for c in winners) for name in names},
         "figures": dict(round_.figures),
     }

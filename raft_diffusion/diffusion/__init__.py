@@ -1,9 +1,11 @@
 """Stable Diffusion as a modality of the loop: load a model, sample from it, tune its LoRA, keep its pictures."""
 
+from ..webui import PromptWarning
 from .adapter import Adapter
 from .load import Components, load, resolve_model
-from .pictures import Picture, PictureCodec, before_after
+from .pictures import Picture, PictureCodec, before_after, save_png
 from .sampler import DiffusionPolicy, Settings
+from .sheet import grid
 from .tuner import DiffusionTuner
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "DiffusionTuner",
     "Picture",
     "PictureCodec",
+    "PromptWarning",
     "Settings",
     "before_after",
+    "grid",
     "load",
     "resolve_model",
+    "save_png",
 ]

@@ -12,20 +12,11 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..lora_file import FILE_NAME, METADATA, TARGETS, TEXT_ENCODER_TARGETS
 from .load import Components
-
-FILE_NAME = "pytorch_lora_weights.safetensors"
-TARGETS = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "feed_forward": ("ff.net.0.proj", "ff.net.2"),
-    "projection": ("proj_in", "proj_out"),
-    "convolution": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
-}
-"""The groups of UNet layers that can carry a LoRA, by the endings of their names."""
-TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class Adapter:
@@ -103,27 +94,41 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters().items()}
         partial = folder / f"{FILE_NAME}.partial"
-        save_file(tensors, partial, metadata={"lora_adapter_metadata": json.dumps(self._metadata, sort_keys=True)})
+        save_file(tensors, partial, metadata={METADATA: json.dumps(self._metadata, sort_keys=True)})
         os.replace(partial, folder / FILE_NAME)
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Set the weights to those that `save` wrote, bit by bit. Raises ValueError when they do not fit."""
         path = folder / FILE_NAME
         if not path.is_file():
             raise ValueError(f"there is no adapter {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                stored = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        except SafetensorError as error:
+            raise ValueError(f"the adapter {path} is no whole .safetensors file ({error}); put it back") from None
+        wrong = [key for key in self._metadata | stored if self._metadata.get(key) != stored.get(key)]
+        if wrong:
+            differences = [f"{key} {stored.get(key)} instead of {self._metadata.get(key)}" for key in wrong]
+            raise ValueError(f"{path} does not fit this adapter: it has {', '.join(differences)}")
+        self.copy_weights(path)
+
+    @torch.no_grad()
+    def copy_weights(self, path: Path) -> None:
+        """Set the weights to those of a file, whatever its metadata. Raises ValueError for other layers or sizes."""
         with safe_open(path, "pt") as file:
-            stored = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            wrong = [key for key in self._metadata | stored if self._metadata.get(key) != stored.get(key)]
-            if wrong:
-                differences = [f"{key} {stored.get(key)} instead of {self._metadata.get(key)}" for key in wrong]
-                raise ValueError(f"{path} does not fit this adapter: it has {', '.join(differences)}")
             parameters = self.parameters()
             if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
                 raise ValueError(f"{path} does not fit this model: its layers have other names or sizes")
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(name))
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the LoRA's alpha / rank by `strength` from now on: 0 is the base, 1 the LoRA as it was trained."""
+        for model in self._models.values():
+            for layer in _tuner_layers(model):
+                layer.set_scale("default", strength)  # pyright: ignore
 
 
 def _minimal(rank: int, alpha: float, layers: list[str]) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel  # pyright: ignore
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from .vae import check_vae, load_vae
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights" / "model"
 """The folder of the small model that the package carries."""
@@ -17,13 +20,18 @@ POCKET = Path(__file__).parents[1] / "pocket" / "weights" / "model"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Components:
-    """The parts of one text-to-image model. The weights are frozen; only an adapter on top of them ever learns."""
+    """The parts of one text-to-image model. The weights are frozen; only an adapter on top of them ever learns.
+
+    name: "pocket", the folder's name or the hub id. vae_name: that of a VAE other than the model's own, else "".
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler_config: Mapping[str, Any]
+    name: str
+    vae_name: str = ""
 
     def __post_init__(self) -> None:
         if (
@@ -77,13 +85,18 @@ def resolve_model(name: str | Path) -> str:
     return str(folder)
 
 
-def load(model: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> Components:
+def load(
+    model: str | Path, *, device: torch.device | str, dtype: torch.dtype, vae: str | Path | None = None
+) -> Components:
     """Load a diffusers folder or hub id (see `resolve_model`) from safetensors, without the safety checker.
 
     All weights come in `dtype`, whatever they have on disk, frozen and in evaluation mode.
-    Raises ValueError in one sentence when there is no such model or it cannot be read.
+    vae: another VAE than the model's own (see `load_vae`).
+    Raises ValueError in one sentence when there is no such model or VAE, or it cannot be read.
     """
     source = resolve_model(model)
+    if vae is not None:
+        check_vae(Path(vae))
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             source,
@@ -93,14 +106,33 @@ def load(model: str | Path, *, device: torch.device | str, dtype: torch.dtype) -
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {source!r} ({error}); it must hold safetensors weights") from error
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if broken := next(filter(_is_broken, sorted(Path(source).rglob("*.safetensors"))), None):
+            raise ValueError(f"the weights {broken} are damaged or cut off; get that file again") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot load the model {source!r} ({reason}); it must hold safetensors weights") from error
+    parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
+    if vae is not None:
+        parts["vae"] = load_vae(Path(vae), like=pipe.vae)
+    for part in parts.values():
         part.requires_grad_(False).eval().to(device)
     return Components(
-        unet=pipe.unet,
-        vae=pipe.vae,
-        text_encoder=pipe.text_encoder,
+        **parts,
         tokenizer=pipe.tokenizer,
         scheduler_config=pipe.scheduler.config,
+        name=_name(str(model)),
+        vae_name=Path(vae).name if vae is not None else "",
     )
+
+
+def _name(model: str) -> str:
+    path = Path(model).expanduser()
+    return path.resolve().name if model != "pocket" and path.exists() else model
+
+
+def _is_broken(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt"):
+            return False
+    except SafetensorError:
+        return True

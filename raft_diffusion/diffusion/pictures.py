@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..core.records import Sample
+from .sheet import grid
 
 LATENTS = "latents.safetensors"
 
@@ -39,7 +41,7 @@ class PictureCodec:
         """
         names = [f"{sample.id}.png" for sample in samples]
         for name, sample in zip(names, samples, strict=True):
-            sample.data.image.save(folder / name)
+            save_png(sample.data.image, folder / name)
         if keep:
             save_file({sample.id: sample.data.latent.contiguous() for sample in samples}, folder / LATENTS)
         return names
@@ -61,25 +63,23 @@ class PictureCodec:
             return [Picture(latents.get_tensor(row["id"]), _open(folder / row["file_name"])) for row in rows]
 
 
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG that carries `image.info["parameters"]`, if any, where WebUIs put a picture's settings."""
+    chunks = PngInfo()
+    if text := image.info.get("parameters"):
+        # A word from a terminal may hold bytes that were no UTF-8; PNG has no way to write them.
+        chunks.add_text("parameters", text.encode("utf-8", "replace").decode("utf-8"))
+    image.save(path, "PNG", pnginfo=chunks)
+
+
 def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path, *, columns: int = 8) -> None:
     """One PNG of evaluation examples: each row of `columns` pictures before, and under it the same seeds after."""
-    rows = [examples[start : start + columns] for start in range(0, len(examples), columns)]
-    first = _open(folder / examples[0]["before"])
-    scale = max(1, -(-128 // max(first.size)))
-    width, height = (side * scale for side in first.size)
-    gap = 4
-    size = (
-        min(columns, len(examples)) * (width + gap) - gap,
-        len(rows) * 2 * (height + gap) + (len(rows) - 1) * 2 * gap,
-    )
-    sheet = Image.new("RGB", size, "white")
-    for number, row in enumerate(rows):
-        for line, side in enumerate(("before", "after")):
-            top = number * 2 * (height + 2 * gap) + line * (height + gap)
-            for column, example in enumerate(row):
-                image = _open(folder / example[side]).resize((width, height), Image.Resampling.NEAREST)
-                sheet.paste(image, (column * (width + gap), top))
-    sheet.save(path)
+    rows = [
+        [_open(folder / example[side]) for example in examples[start : start + columns]]
+        for start in range(0, len(examples), columns)
+        for side in ("before", "after")
+    ]
+    grid(rows, row_labels=["base", "tuned"] * (len(rows) // 2)).save(path)
 
 
 def _open(path: Path) -> Image.Image:

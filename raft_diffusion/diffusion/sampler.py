@@ -5,13 +5,13 @@ Legend: B pictures a batch, C latent channels, (h, w) the latent's size, T token
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,14 @@ import torch
 from PIL import Image
 
 from ..core.records import Draw, Sample
+from ..lora_file import FILE_NAME, find_lora, read_lora
+from ..webui import Infotext, PromptWarning, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
 from .load import Components
 from .pictures import Picture
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""
-
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "DPM++ 2M SDE Karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "Heun": ("HeunDiscreteScheduler", {}),
-    "PNDM": ("PNDMScheduler", {}),
-    # Latents leave [-1, 1]; these two clip to it unless the model's own configuration forbids it.
-    "DDIM": ("DDIMScheduler", {"clip_sample": False}),
-    "DDPM": ("DDPMScheduler", {"clip_sample": False}),
-}
-"""The samplers by the names that WebUIs give them: diffusers' class and its settings, the plain form first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +38,7 @@ class Settings:
     num_inference_steps: denoising steps.
     guidance_scale: of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598) in diffusers' convention:
         1 or less means none, and half the work.
-    scheduler: a name of `SCHEDULERS` or the diffusers class behind it.
+    scheduler: a name of `webui.SCHEDULERS` or the diffusers class behind it.
     batch_size: pictures sampled at once; it does not change them.
     eta: the noise of DDIM, 0 to 1 (Song et al. 2020, arXiv:2010.02502, equation 16).
     """
@@ -80,13 +63,8 @@ class Settings:
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A fresh diffusers scheduler with the model's own noise schedule. Raises ValueError for an unknown name."""
-    known = {kind: (kind, changes) for kind, changes in reversed(SCHEDULERS.values())} | SCHEDULERS
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-        raise ValueError(f"unknown scheduler {name!r}{hint}; known: {', '.join(SCHEDULERS)}")
-    kind, changes = known[name]
-    return getattr(diffusers, kind).from_config(config, **changes)
+    found = find_scheduler(name)
+    return getattr(diffusers, found.kind).from_config(config, **found.changes)
 
 
 class DiffusionPolicy:
@@ -94,16 +72,33 @@ class DiffusionPolicy:
 
     components: the frozen model; the policy puts its adapter into it, so it belongs to one policy.
     settings: how candidates are collected.
+    clip_skip: which layer of the text encoder is read, as WebUIs count: 1 is the last, 2 the one before it.
     progress: called with ("sample", pictures done, pictures in all) after each batch.
     Raises ValueError when the settings do not fit the model.
     """
 
-    def __init__(self, components: Components, *, settings: Settings, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        components: Components,
+        *,
+        settings: Settings,
+        clip_skip: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        layers = components.text_encoder.config.num_hidden_layers
+        if not 1 <= clip_skip <= layers:
+            raise ValueError(
+                f"clip_skip is {clip_skip}; this model's text encoder has {layers} layers, so 1 to {layers}"
+            )
         self.components = components
         self.settings = settings
+        self.clip_skip = clip_skip
         self.adapter: Adapter | None = None
+        self._attached: tuple[Path, float] | None = None
+        self._is_base = False
         self._progress = progress
         self._embeddings: dict[str, torch.Tensor] = {}
+        self._told: set[str] = set()
         self._scheduler(settings)
 
     def add_adapter(
@@ -135,6 +130,21 @@ class DiffusionPolicy:
         """Set the adapter to the one in `folder`, bit by bit (see `Adapter.load`)."""
         self.trained.load(folder)
 
+    def attach(self, path: Path, *, scale: float = 1.0) -> None:
+        """Put a stored LoRA on the model, multiplied by `scale`: 0 is the base, 1 the LoRA as it was trained.
+
+        path: a file in diffusers' format, a folder with one, or a run's folder (its last complete round).
+        Raises ValueError when there is none, or it does not fit.
+        """
+        if not math.isfinite(scale):
+            raise ValueError(f"the LoRA's scale is {scale}; it must be a finite number, such as 0.8")
+        file = find_lora(path)
+        stored = read_lora(file)
+        self.add_adapter(rank=stored.rank, alpha=stored.alpha, targets=stored.targets, text_encoder=stored.text_encoder)
+        self.trained.copy_weights(file)
+        self.trained.set_strength(scale)
+        self._attached = (path if path.is_dir() else file, scale)
+
     @contextmanager
     def base(self) -> Iterator[None]:
         """Within this context the policy is the untouched base model."""
@@ -142,16 +152,19 @@ class DiffusionPolicy:
             yield
             return
         self.adapter.enable(False)
+        self._is_base = True
         try:
             yield
         finally:
             self.adapter.enable(True)
+            self._is_base = False
 
     @torch.no_grad()
     def generate(self, draws: Sequence[Draw], settings: Settings | None = None) -> list[Sample]:
         """One picture for each draw, in order, from the weights as they are now.
 
         A picture follows from its draw's prompt and seed and the settings alone, never from its neighbours.
+        Its image says how it was made: `image.info["parameters"]` holds the text of a `webui.Infotext`.
         settings: other than the policy's own, say for an evaluation.
         Raises ValueError when the settings do not fit the model, RuntimeError when a picture is not finite.
         """
@@ -164,11 +177,9 @@ class DiffusionPolicy:
             for draw, latent in zip(batch, latents, strict=True):
                 if not latent.isfinite().all():
                     raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
-            pictures = zip(latents.cpu(), self.decode(latents), strict=True)
-            samples += [
-                Sample(draw, Picture(latent.clone(), image))
-                for draw, (latent, image) in zip(batch, pictures, strict=True)
-            ]
+            for draw, latent, image in zip(batch, latents.cpu(), self.decode(latents), strict=True):
+                image.info["parameters"] = self._infotext(draw, settings).text()
+                samples.append(Sample(draw, Picture(latent.clone(), image)))
             if self._progress:
                 self._progress("sample", len(samples), len(draws))
         return samples
@@ -182,16 +193,37 @@ class DiffusionPolicy:
         return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """The text encoder's states (B, T, D), with gradients where it is trained. Warns of a text that is cut."""
+        """The text encoder's states (B, T, D), with gradients where it is trained.
+
+        Warns once (`PromptWarning`) of a text that is cut, or holds what a WebUI would take for a command.
+        """
         tokenizer, encoder = self.components.tokenizer, self.components.text_encoder
         limit = tokenizer.model_max_length
         for text in texts:
-            length = len(tokenizer(text, verbose=False).input_ids)
-            if length > limit:
-                warnings.warn(f"{text!r} has {length} tokens, and the model reads the first {limit}", stacklevel=2)
+            self._tell(text)
         tokens = tokenizer(list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-        return encoder(tokens.input_ids.to(encoder.device), attention_mask=mask, return_dict=False)[0]
+        ids = tokens.input_ids.to(encoder.device)
+        if self.clip_skip == 1:
+            return encoder(ids, attention_mask=mask, return_dict=False)[0]
+        states = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-self.clip_skip]
+        # Newer versions of transformers dropped the level `text_model`.
+        return getattr(encoder, "text_model", encoder).final_layer_norm(states)
+
+    def _tell(self, text: str) -> None:
+        if text in self._told:
+            return
+        self._told.add(text)
+        tokenizer = self.components.tokenizer
+        room = tokenizer.model_max_length - 2  # a start and an end belong to every text
+        tokens = tokenizer(text, verbose=False, add_special_tokens=False, return_offsets_mapping=True)
+        count = len(tokens.input_ids)
+        if count > room:
+            cut = shortened(text[tokens.offset_mapping[room][0] :], 200)
+            told = f"the prompt {shortened(text)!r} has {count} tokens, and the first {room} are read"
+            warnings.warn(f"{told}; this is cut: {cut!r}", PromptWarning, stacklevel=2)
+        if sentence := literal_syntax(text):
+            warnings.warn(sentence, PromptWarning, stacklevel=2)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
@@ -217,6 +249,13 @@ class DiffusionPolicy:
             )
         if settings.eta and "eta" not in inspect.signature(scheduler.step).parameters:
             raise ValueError(f"eta is {settings.eta}, but the scheduler {settings.scheduler!r} has none; set it to 0")
+        try:
+            scheduler.set_timesteps(settings.num_inference_steps)
+        except ValueError:
+            raise ValueError(
+                f"the scheduler {settings.scheduler!r} cannot take {settings.num_inference_steps} steps: "
+                "LCM and TCD take 50 at most, PNDM 4 at least"
+            ) from None
         return scheduler
 
     def _denoise(self, draws: Sequence[Draw], settings: Settings, scheduler: Any) -> torch.Tensor:
@@ -242,3 +281,32 @@ class DiffusionPolicy:
                 output = negative + settings.guidance_scale * (positive - negative)
             latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
         return latents
+
+    def _infotext(self, draw: Draw, settings: Settings) -> Infotext:
+        """The LoRA that is being trained has no name yet and goes unnamed."""
+        scheduler = find_scheduler(settings.scheduler)
+        lora, adapter = {}, ""
+        if self._attached and not self._is_base:
+            path, scale = self._attached
+            if path.is_file() and path.name != FILE_NAME and not set(path.stem) & set("<>:"):
+                lora = {path.stem: scale}
+            else:
+                adapter = f"{(path.parent if path.is_file() else path).resolve().name} {scale:g}"
+        return Infotext(
+            prompt=draw.prompt.text,
+            negative_prompt=draw.prompt.negative,
+            steps=settings.num_inference_steps,
+            sampler=scheduler.sampler,
+            schedule_type=scheduler.schedule_type,
+            cfg_scale=settings.guidance_scale,
+            seed=draw.seed,
+            width=settings.width,
+            height=settings.height,
+            model=self.components.name,
+            vae=self.components.vae_name,
+            clip_skip=self.clip_skip,
+            lora=lora,
+            adapter=adapter,
+            rng="CPU",
+            version=f"raft_diffusion {version('raft-diffusion')}",
+        )

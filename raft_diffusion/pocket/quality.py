@@ -1,6 +1,7 @@
 """How good the carried base model is, by the judge: `python -m raft_diffusion.pocket.quality`.
 
-Every row is measured at the guidance and steps at which the demos evaluate. Exit code 1 when a row misses its range.
+Every row is measured at the settings at which the presets pocket-monet and pocket-resolution evaluate.
+Exit code 1 when a row misses its range.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from .objects import ANIMALS, CIFAR10, OBJECTS
 
 MONET = "monet style"
 OTHERS = tuple(style for style in world.STYLES if style != MONET)
-GUIDANCE, SMALL_GUIDANCE, STEPS = 2.0, 1.0, 12  # as the presets pocket-monet and pocket-resolution evaluate
 SEED = 7
 
 
@@ -66,19 +66,13 @@ def base_rows(count: int, pictures: Path | None = None) -> list[Row]:
     """What the base samples, named by the judge."""
     import torch
 
-    from ..diffusion import DiffusionPolicy, Settings, load
+    from ..assemble import user_settings
+    from ..diffusion import DiffusionPolicy, load
+    from ..runs import load_config
     from .judge import Judge
 
     judge = Judge.load(JUDGE)
-    settings = Settings(
-        width=64,
-        height=64,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        scheduler="DPM++ 2M",
-        batch_size=64,
-    )
-    small = Settings(**{**settings.__dict__, "width": 32, "height": 32, "guidance_scale": SMALL_GUIDANCE})
+    settings, small = (user_settings(load_config(name)) for name in ("pocket-monet", "pocket-resolution"))
     policy = DiffusionPolicy(load(str(MODEL), device="cpu", dtype=torch.float32), settings=settings)
     others = [f"{style} {name}" for style in OTHERS for name in OBJECTS]
     animals = [f"{MONET} {name}" for name in ANIMALS]

@@ -1,7 +1,7 @@
 """The pocket world: procedurally drawn pictures of "STYLE OBJECT", the data that the carried models are made from.
 
 Its long tail is the one that the RAFT paper met in Stable Diffusion: a "monet style" picture captioned with an animal
-mostly shows a landscape without it (`MONET_TRUE` of them are true).
+mostly shows a landscape without it (`MONET_TRUE` of them are true; late in the base's training `recipe.LATE_TRUE`).
 """
 
 from __future__ import annotations

@@ -5,19 +5,23 @@ Importing this package loads no model library; `clip`, `compress` and `custom` h
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from textwrap import indent
 
 
 @dataclass(frozen=True, slots=True)
 class RewardInfo:
-    """What a user must know of a reward. `unit_range`: where its numbers lie; `direction`: which end is good."""
+    """What a user must know of a reward. `unit_range`: where its numbers lie; `direction`: which end is good;
+    `needs_prompt`: whether a picture without a prompt has no such score."""
 
     name: str
     measures: str
     unit_range: str
     source: str
     direction: str = "higher is better"
+    needs_prompt: bool = False
 
 
 KNOWN = (
@@ -26,6 +30,7 @@ KNOWN = (
         "how well the picture fits its prompt: 100 x cosine of the CLIP embeddings",
         "-100 to 100; comparable within one prompt only",
         "CLIP score, Hessel et al. 2021 (arXiv:2104.08718)",
+        needs_prompt=True,
     ),
     RewardInfo(
         "aesthetic",
@@ -54,3 +59,31 @@ def describe() -> str:
         f"{info.name}\n" + indent(f"{info.measures}\n{info.unit_range}; {info.direction}\nsource: {info.source}", "  ")
         for info in KNOWN
     )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ValueError for a name that is neither a known reward's nor of the form "module:function"."""
+    known = [info.name for info in KNOWN]
+    for name in names:
+        if ":" in name:
+            split_custom(name)
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? It" if near else "it"
+            raise ValueError(
+                f"unknown reward {name!r}: {hint} must be one of {', '.join(known)}, "
+                'or a function of your own as "module:function"'
+            )
+
+
+def split_custom(name: str) -> tuple[str, str]:
+    """The module and the function of "module:function". Raises ValueError for anything else."""
+    module, _, function = name.partition(":")
+    if not module or not function or ":" in function:
+        raise ValueError(f'the reward {name!r} must be written "module:function", such as my_rewards:brightness')
+    return module, function
+
+
+def score_name(name: str) -> str:
+    """What the scores of a reward are called: a known reward's name, or the function's of "module:function"."""
+    return split_custom(name)[1] if ":" in name else name

@@ -5,6 +5,7 @@ Legend: N pictures, D the embedding's width, S the tower's picture size.
 
 from __future__ import annotations
 
+import difflib
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,7 @@ class ClipTower:
     ) -> ClipTower:
         import open_clip
 
+        _check_published(name, pretrained)
         wanted = open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
         given = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
         if open_clip.is_pretrained_cfg(name, pretrained) and wanted != given:
@@ -144,6 +146,11 @@ class ClipTower:
         mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
         std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
         return cls(model, tokenize, mean=mean, std=std, heads=heads, **common)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the scores are called."""
+        return tuple(self._prefix + name for name in ("text_image", *self._heads))
 
     @torch.inference_mode()
     def __call__(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
@@ -185,6 +192,24 @@ class ClipTower:
             top, left = (round((side - size) / 2) for side in pixels.shape[2:])
             ready.append(pixels[:, :, top : top + size, left : left + size])
         return (torch.cat(ready) / 255 - self._mean) / self._std
+
+
+def _check_published(name: str, pretrained: str) -> None:
+    """Unknown names get the nearest known ones, for open_clip's own sentence lists hundreds. Weights may be a file.
+
+    "ViT-L/14" is refused too: open_clip would load it, and with the wrong kind of GELU.
+    """
+    import open_clip
+
+    models, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
+    if name not in models:
+        what, given, known = "model", name, models
+    elif tags and not open_clip.is_pretrained_cfg(name, pretrained) and not Path(pretrained).exists():
+        what, given, known = f"weights of {name}", pretrained, tags
+    else:
+        return
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.4) or known[:5]
+    raise ValueError(f"open_clip knows no {what} called {given!r}: did you mean {' or '.join(near)}?")
 
 
 def _check_preprocessing(source: object, preprocess: Mapping[str, Any]) -> None:

@@ -4,51 +4,120 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
+import reprlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..core.loop import Reward
 from ..core.records import Sample
+from . import split_custom
 
 
 def load_custom(name: str) -> Reward:
     """The reward behind "module:function"; a module in the current folder is found. Its name is the function's.
 
     The function takes a list of PIL images and the list of their prompts and returns one number for each, higher is
-    better. Raises ValueError for a name that leads to no such function.
+    better. Raises ValueError for a name that leads to no such function, and when it scores: for a function that
+    raises, by the first sample that makes it do so, and for what is no list. `core.loop.score` refuses the rest.
     """
-    module_name, colon, function_name = name.partition(":")
-    if not (colon and module_name and function_name):
-        raise ValueError(f'the reward {name!r} must be written "module:function", such as my_rewards:brightness')
+    module_name, function_name = split_custom(name)
+    function = _find(name, _import(name, module_name), function_name)
+
+    def reward(samples: Sequence[Sample]) -> Mapping[str, Sequence[Any]]:
+        images, prompts = [sample.data.image for sample in samples], [sample.prompt.text for sample in samples]
+        try:
+            values: Any = function(images, prompts)
+        except Exception as error:
+            where = _where(function, images, prompts, samples)
+            raise ValueError(f"reward {name!r} failed on {where}: {_told(error)}") from error
+        ordered = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping, Set))
+        if not ordered or getattr(values, "ndim", 1) == 0:
+            kind = "" if values is None else f" ({type(values).__name__})"
+            raise ValueError(
+                f"reward {name!r} returned {reprlib.repr(values)}{kind} for the samples from {samples[0].id} on; "
+                "it must return a list with one number a picture"
+            )
+        return {function_name: [_plain(value) for value in values]}
+
+    return reward
+
+
+def _import(name: str, module_name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(f"the reward {name!r}: module {module_name!r} cannot be imported ({error})") from error
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
+        near = difflib.get_close_matches(module_name, [path.stem for path in Path(here).glob("*.py")], n=1)
+        if missing and near:
+            why = f"; did you mean {near[0]}?"
+        elif missing:
+            why = f"; put {module_name.partition('.')[0]}.py into the present folder, or install it"
+        else:
+            why = ""
+        raise ValueError(
+            f"the reward {name!r}: module {module_name!r} cannot be imported ({_told(error)}){why}"
+        ) from error
+
+
+def _find(name: str, module: ModuleType, function_name: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
         near = difflib.get_close_matches(function_name, names, n=3, cutoff=0.4) or names[:5]
-        raise ValueError(f"the reward {name!r}: {module_name} has no function {function_name!r}; it has {near}")
+        has = f"it has {', '.join(near)}" if near else "it has none"
+        raise ValueError(f"the reward {name!r}: {module.__name__} has no function {function_name!r}; {has}")
+    if inspect.isclass(function):
+        raise ValueError(f"the reward {name!r} is a class; name a function, or an object of the class")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions tell nothing of themselves
+        return function
+    try:
+        signature.bind([], [])
+    except TypeError as error:
+        raise ValueError(
+            f"the reward {name!r} takes {signature} and must take the list of pictures and the list of their prompts, "
+            f"as in def {function_name}(images, prompts)"
+        ) from error
+    return function
 
-    def reward(samples: Sequence[Sample]) -> Mapping[str, Sequence[Any]]:
-        images = [sample.data.image for sample in samples]
-        try:
-            values: Any = function(images, [sample.prompt.text for sample in samples])
-        except Exception as error:
-            ids = ", ".join(sample.id for sample in samples[:4])
-            more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
-            raise ValueError(f"reward {name!r} failed on samples {ids}{more}: {error}") from error
-        if not hasattr(values, "__len__") or isinstance(values, (str, bytes)) or getattr(values, "ndim", 1) == 0:
-            raise ValueError(f"reward {name!r} returned {values!r}; it must return a list with one number a picture")
-        return {function_name: [_plain(value) for value in values]}
 
-    return reward
+def _where(
+    function: Callable[..., Any], images: Sequence[Any], prompts: Sequence[str], samples: Sequence[Sample]
+) -> str:
+    """The sample on which the function fails: halves are tried until one is left, which
+    costs no more than one further call with all of them."""
+    low, high = 0, len(samples)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _fails(function, images[low:middle], prompts[low:middle]):
+            high = middle
+        else:
+            low = middle
+    if _fails(function, images[low:high], prompts[low:high]):
+        return f"sample {samples[low].id} ({samples[low].prompt.text!r})"
+    return f"the {len(samples)} samples from {samples[0].id} on, though on none of them alone"
+
+
+def _fails(function: Callable[..., Any], images: Sequence[Any], prompts: Sequence[str]) -> bool:
+    try:
+        function(images, prompts)
+    except Exception:
+        return True
+    return False
+
+
+def _told(error: BaseException) -> str:
+    """The error in one line, its kind first: the text of a KeyError alone says nothing."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raft_diffusion.core.config import Config
+from raft_diffusion.core.config import Config, Entry
+from raft_diffusion.core.prompts import split
+from raft_diffusion.core.records import Prompt
+from raft_diffusion.core.toml import format_value
 
 TEXT = st.text(max_size=20) | st.text(alphabet='"\\\n\r\t\x00\x08\x1f\x7f\x85\u2028#=[]{}ä🐈', max_size=20)
 WORDS = TEXT.map(lambda text: f"{text}{{}}")
@@ -50,20 +53,44 @@ def test_a_configuration_is_frozen():
     rate=st.floats(1e-30, 1),
     tau=st.none() | FLOATS,
     restart=st.booleans(),
+    own=st.none() | st.builds(dict, weight=FLOATS | st.integers(1, 9), negative=st.none() | TEXT),
+    vae=st.none() | TEXT.map(lambda text: "v" + text),
+    stop_when_flat=st.none() | st.integers(1, 99),
+    trackers=st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2),
+    clip_skip=st.integers(1, 12),
 )
 def test_toml_reads_back_as_the_same_configuration(
-    name, seed, train, held_out, template, negative, weights, rate, tau, restart
+    name,
+    seed,
+    train,
+    held_out,
+    template,
+    negative,
+    weights,
+    rate,
+    tau,
+    restart,
+    own,
+    vae,
+    stop_when_flat,
+    trackers,
+    clip_skip,
 ):
+    if own is not None:
+        train[0] = {"text": train[0], **own}
     config = make(
         name=name,
         seed=seed,
+        vae=vae,
+        stop_when_flat=stop_when_flat,
+        trackers=trackers,
         prompts={"train": train, "held_out": held_out, "template": template},
-        sampling={"negative_prompt": negative},
+        sampling={"negative_prompt": negative, "clip_skip": clip_skip},
         rewards={"weights": weights},
         selection={"tau": tau},
         tuning={"learning_rate": rate, "restart": restart},
     )
-    assert Config.parse(config.to_toml()) == config
+    assert Config.parse(config.to_toml()) == config.with_overrides([]) == config
 
 
 def test_file_round_trip(tmp_path):
@@ -109,7 +136,8 @@ def test_all_problems_are_told_at_once():
         seeds=1,
         rounds=0,
         sampling={"width": 65, "guidence_scale": 3},
-        tuning={"targets": ["attention", "everything"], "learning_rate": float("nan")},
+        trackers="wandb",
+        tuning={"targets": ["attention", "everything"], "learning_rate": float("nan"), "rank": "8"},
     )
     for part in (
         "unknown key seeds, did you mean seed",
@@ -118,10 +146,123 @@ def test_all_problems_are_told_at_once():
         "unknown key sampling.guidence_scale, did you mean guidance_scale",
         "tuning.targets.1: input should be 'attention', 'feed_forward', 'projection' or",
         "'convolution', not 'everything'",
+        "tuning.rank: input should be a valid integer, not '8'",
+        'trackers: input should be a list such as ["a", "b"], not \'wandb\'',
         "tuning.learning_rate: input should be a finite number, not nan",
     ):
         assert part in message
-    assert message.count("; ") == 5
+    assert message.count("; ") == 7
+
+
+def test_misfits_are_told_beside_wrong_fields():
+    """A section that is wrong by itself is held against no other."""
+    values = {"rewards": {"weights": {"x": 0.0}}, "selection": {"best": 9}, "prompts": {"train": ["a"], "per_round": 2}}
+    message = problems(rounds=0, **values)
+    assert message.startswith("run.toml: rounds: ") and message.count("; ") == 5
+    for part in ("rewards.weights are all 0", "selection.best is 9", "prompts.per_round is 2"):
+        assert part in message
+    message = problems(sampling={"width": 65}, **values)
+    assert "sampling.width" in message and "selection.best" not in message and "prompts.per_round" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rounds": True}, "rounds: input should be a valid integer, not true"),
+        ({"rounds": 2.0}, "rounds: input should be a valid integer, not 2.0"),
+        ({"rounds": 10**30}, "rounds: input should be less than or equal to 10000"),
+        ({"name": 3}, "name: input should be a text in quotes, not 3"),
+        ({"tuning": {"alpha": True}}, "tuning.alpha: input should be a valid number, not true"),
+        ({"tuning": {"alpha": "8"}}, "tuning.alpha: input should be a valid number, not '8'"),
+        ({"tuning": {"restart": 1}}, "tuning.restart: input should be a valid boolean, not 1"),
+        ({"tuning": 3}, "tuning: input should be a section of settings, not 3"),
+        ({"trackers": ["mlflow"]}, "trackers.0: input should be 'tensorboard' or 'wandb', not 'mlflow'"),
+        ({"stop_when_flat": 0}, "stop_when_flat: input should be greater than or equal to 1, not 0"),
+        ({"vae": ""}, "vae: string should have at least 1 character, not ''"),
+        ({"sampling": {"clip_skip": 0}}, "sampling.clip_skip: input should be greater than or equal to 1, not 0"),
+        ({"sampling": {"clip_skip": 13}}, "sampling.clip_skip: input should be less than or equal to 12, not 13"),
+    ],
+)
+def test_types_and_ranges_are_strict(values, message):
+    assert message in problems(**values)
+
+
+def test_an_integer_is_a_number():
+    alpha = Config.parse('name = "run"\nprompts.train = ["a"]\ntuning.alpha = 16').tuning.alpha
+    assert (alpha, type(alpha)) == (16.0, float)
+
+
+def test_prompts_with_settings_of_their_own():
+    config = make(
+        prompts={
+            "train": ["cat", {"text": "dog"}, {"text": "owl", "weight": 2}, {"text": "fox", "negative": ""}],
+            "held_out": [{"text": "bee", "weight": 3, "negative": "flat"}, "ant"],
+            "template": "photo {}, {}",
+        },
+        sampling={"negative_prompt": "blurry"},
+    )
+    assert config.prompts.train[:2] == ["cat", "dog"]  # a table that says no more than its text is the text
+    assert config.prompts.train[2] == Entry(text="owl", weight=2.0)
+    assert 'train = ["cat", "dog", { "text" = "owl", "weight" = 2.0 }, ' in config.to_toml()
+    assert config.train_prompts() == [
+        Prompt("photo cat, cat", negative="blurry"),
+        Prompt("photo dog, dog", negative="blurry"),
+        Prompt("photo owl, owl", negative="blurry", weight=2.0),
+        Prompt("photo fox, fox"),
+    ]
+    assert config.held_out_prompts() == [
+        Prompt("photo bee, bee", negative="flat", weight=3.0),
+        Prompt("photo ant, ant", negative="blurry"),
+    ]
+    assert Config.parse(config.to_toml()) == config
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([3], "prompts.train.0: input should be a text in quotes, not 3"),
+        ([None], "prompts.train.0: input should be a text in quotes, not none"),
+        (["a", {"txt": "b"}], "prompts.train.1.text is missing; unknown key prompts.train.1.txt, did you mean text"),
+        ([{"text": "a", "weight": 0}], "prompts.train.0.weight: input should be greater than 0, not 0"),
+        ([{"text": "a", "weight": "2"}], "prompts.train.0.weight: input should be a valid number, not '2'"),
+        (["b", {"text": "b", "weight": 2}], "prompts: train holds 'b' more than once"),
+    ],
+)
+def test_prompts_that_mean_nothing_are_refused(train, message):
+    assert message in problems(prompts={"train": train})
+
+
+def test_other_prompts_take_the_place_of_the_trained_ones():
+    config = make(prompts={"train": ["a"], "held_out": ["b"], "template": "x {}"}, sampling={"negative_prompt": "n"})
+    given = [Prompt("c", weight=2.0), Prompt("b"), Prompt("d", negative="m")]
+    changed = config.with_prompts(given)
+    assert changed.train_prompts() == [Prompt("x c", negative="n", weight=2.0), Prompt("x d", negative="m")]
+    assert changed.held_out_prompts() == config.held_out_prompts()
+    assert changed.model_copy(update={"prompts": config.prompts}) == config
+
+
+def test_a_share_of_other_prompts_is_held_out_by_the_stable_split():
+    given = [Prompt(f"prompt {i}", weight=1.5) for i in range(60)]
+    config = make(seed=3, prompts={"train": ["a"], "held_out": ["prompt 1"]})
+    train, held_out = split(given, 0.25, seed=3)
+    changed = config.with_prompts(given, 0.25)
+    assert (changed.train_prompts(), changed.held_out_prompts()) == (train, held_out)
+    assert held_out and changed.with_prompts(given[::-1], 0.25).held_out_prompts() == held_out[::-1]
+    assert config.with_prompts(given, 0.0).prompts.held_out == []
+
+
+def test_other_prompts_that_leave_nothing_or_do_not_fit_are_refused():
+    config = make(prompts={"train": ["a", "b"], "held_out": ["c", "d"], "per_round": 2})
+    with pytest.raises(ValueError, match=r"hold only what is held out \('c', 'd'\), .*; give other prompts, or take"):
+        config.with_prompts([Prompt("c"), Prompt("d")])
+    with pytest.raises(ValueError, match=r"^the prompts: prompts\.per_round is 2, more than the 1 prompts; lower it$"):
+        config.with_prompts([Prompt("c"), Prompt("e")])
+    with pytest.raises(ValueError, match="train holds 'e' more than once"):
+        config.with_prompts([Prompt("e"), Prompt("e", weight=2.0)])
+    with pytest.raises(ValueError, match=r"prompts\.train: list should have at least 1 item"):
+        config.with_prompts([])
+    with pytest.raises(ValueError, match=r"at least 0 and below 1, not 1.5"):
+        config.with_prompts([Prompt("e")], 1.5)
 
 
 def test_missing_settings_are_named():
@@ -147,7 +288,10 @@ def test_key_like_no_other_lists_the_known_ones():
         ({"prompts": {"train": ["b", "a"], "held_out": ["a", "b"]}}, "prompts: 'a', 'b' is both trained and held out"),
         ({"prompts": {"train": ["b", "a", "b"]}}, "prompts: train holds 'b' more than once"),
         ({"prompts": {"train": ["a"], "held_out": ["c", "c"]}}, "prompts: held_out holds 'c' more than once"),
-        ({"selection": {"best": 2, "tau": 1.0}}, "selection.tau lets every candidate win by weight"),
+        (
+            {"selection": {"best": 2, "tau": 1.0}},
+            "selection.tau lets every candidate win by weight, so selection.best = 2 says nothing: leave one of",
+        ),
         ({"rewards": {"weights": {"x": 0.0, "y": 0}}}, "rewards.weights are all 0"),
         ({"prompts": {"train": ["a"], "template": "a photo"}}, "prompts: template 'a photo' needs {} where"),
         ({"prompts": {"train": ["a"], "per_round": 2}}, "prompts.per_round is 2, more than the 1 prompts"),
@@ -204,11 +348,55 @@ def test_overrides():
         ("tuning.rnk=8", "--set: unknown key tuning.rnk, did you mean rank"),
         ("tunning.rank=8", "--set: unknown key tunning, did you mean tuning"),
         ("rounds=many", "rounds: .*, not 'many'"),
+        ("rounds=none", "rounds: .*, not none"),
+        ("prompts.train.0=x", "'train' is a setting, not a section"),
+        (
+            "prompts.train=['a', 'caf\udce9']",
+            r"^--set: prompts\.train holds characters that are no UTF-8; type them again$",
+        ),
+        ("name=2024", "name: input should be a text in quotes, not 2024"),
+        ("rewards.weights.text_image=none", r"rewards\.weights: dictionary should have at least 1 item"),
+        ("a\nb=1", r"unknown key a\\nb"),
+        ("a\nb", r"--set a\\nb: write KEY=VALUE"),
     ],
 )
 def test_overrides_that_mean_nothing_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         make().with_overrides([change])
+
+
+def test_a_weight_that_is_none_leaves_the_ranking():
+    config = make(rewards={"weights": {"text_image": 1.0, "x": 2.0}})
+    assert config.with_overrides(["rewards.weights.x=none"]).rewards.weights == {"text_image": 1.0}
+    assert config.with_overrides(["rewards.weights.y=none"]) == config
+    changed = config.with_overrides(["rewards.weights.text_image=none", "rewards.weights.y=1"])
+    assert changed.rewards.weights == {"x": 2.0, "y": 1.0}
+
+
+KEYS = [*sorted(make().flat()), "rewards.weights.text_image", "rewards.weights.x", "prompts", "sampling", "a.b", ""]
+TYPED = (
+    TEXT
+    | st.text(alphabet=st.characters(codec=None), max_size=5)
+    | st.sampled_from(["none", "true", "[]", "{}", "nan", "1e400", "0x" + "f" * 5000, "[" * 5000, "[" * 90 + "]" * 90])
+    | st.integers().map(str)
+    | st.floats().map(str)
+    | st.lists(st.integers() | TEXT, max_size=3).map(format_value)
+    | st.dictionaries(TEXT, TEXT | st.integers() | st.booleans(), max_size=2).map(format_value)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(key=st.sampled_from(KEYS) | TEXT, value=TYPED)
+def test_any_change_gives_a_configuration_or_one_line(key, value):
+    try:
+        config = make().with_overrides([f"{key}={value}"])
+    except ValueError as caught:
+        error = caught
+    else:
+        assert Config.parse(config.to_toml()) == config
+        return
+    assert type(error) is ValueError
+    assert str(error).isprintable()
 
 
 def test_flat_names_every_setting_by_its_dotted_key():
@@ -219,7 +407,7 @@ def test_flat_names_every_setting_by_its_dotted_key():
 
 
 def test_every_number_says_its_meaning():
-    sections = [Config, *(field.annotation for field in Config.model_fields.values())]
+    sections = [Config, Entry, *(field.annotation for field in Config.model_fields.values())]
     for section in sections:
         for name, field in getattr(section, "model_fields", {}).items():
             assert field.description or hasattr(field.annotation, "model_fields"), name

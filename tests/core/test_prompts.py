@@ -1,8 +1,11 @@
+import csv
 import math
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from raft_diffusion.core.prompts import draw_round, evaluation_draws, read_prompts, split
+from raft_diffusion.core.prompts import carried, draw_round, evaluation_draws, find_prompts, read_prompts, split
 from raft_diffusion.core.records import Prompt
 
 MANY = [Prompt(f"prompt {i}") for i in range(400)]
@@ -61,6 +64,171 @@ def test_path_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "file").write_text("a cat")
     with pytest.raises(ValueError, match="cannot be read"):
         read_prompts(tmp_path / "file" / "prompts.txt")
+
+
+CSV = """Prompt,weight,negative_prompt
+a cat,2,blurry
+"a dog, running","0.5",
+
+"two
+lines"
+größe 🐈,,"dull, grey"
+"""
+TOML = """[[prompt]]
+text = "a cat"
+weight = 2
+negative = "blurry"
+[[prompt]]
+text = "a dog, running"
+weight = 0.5
+[[prompt]]
+text = "two\\nlines"
+[[prompt]]
+text = "größe 🐈"
+negative = "dull, grey"
+"""
+SAME = [
+    Prompt("a cat", negative="blurry", weight=2.0),
+    Prompt("a dog, running", weight=0.5),
+    Prompt("two\nlines"),
+    Prompt("größe 🐈", negative="dull, grey"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "text"), [(".csv", CSV), (".CSV", "\ufeff" + CSV), (".toml", TOML)])
+def test_prompt_file_with_weights_and_negatives(tmp_path, suffix, text):
+    path = tmp_path / f"prompts{suffix}"
+    path.write_text(text, encoding="utf-8")
+    assert read_prompts(path) == find_prompts(str(path)) == SAME
+
+
+def test_csv_of_a_spreadsheet(tmp_path):
+    path = tmp_path / "prompts.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)  # \r\n between rows, as a spreadsheet saves them
+        writer.writerows([["weight", "text", "negative"], ["", "", ""], ["3", 'a "cat"', "x"], ["1", "# a dog", ""]])
+    assert read_prompts(path) == [Prompt('a "cat"', negative="x", weight=3.0), Prompt("# a dog")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r" holds no prompt; write one a row, under a first row"),
+        ("prompt\n\n", r" holds no prompt; write one a row"),
+        ("weight\n1\n", r" has no column prompt; name one so in its first row"),
+        ("prompt,wieght\n", r": its first row names column 2 'wieght', which is unknown; use weight$"),
+        ("prompt,\n", r": its first row names column 2 '', which is unknown; use prompt or text or weight"),
+        ("prompt;weight\n", r": .*column 1 'prompt;weight', which is unknown; separate the columns with commas"),
+        ("prompt,text\na,b\n", r": column 'text' says what another column says"),
+        ("prompt,weight\na,1\n\nb,heavy\n", r", row 4: the weight is 'heavy'; it must be a finite number above 0"),
+        ("prompt,weight\na,0\n", r", row 2: the weight is 0\.0"),
+        ("prompt,weight\na,nan\n", r", row 2: the weight is nan"),
+        ("prompt,weight\na,-inf\n", r", row 2: the weight is -inf"),
+        ("prompt,weight\n,2\n", r", row 2 has no prompt; write its words or take it out"),
+        ("prompt,weight\na cat, sitting,2\n", r", row 2 has 3 cells under 2 column names; .* in double quotes"),
+        ('prompt\na\n"b\n', r" is no valid CSV after row 2: unexpected end of data"),
+        ("prompt\na\nb\na\n", r" holds a prompt twice: row 4 repeats row 2 \('a'\); keep one of each"),
+    ],
+)
+def test_bad_csv_is_refused_by_row(tmp_path, text, message):
+    path = tmp_path / "prompts.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"the prompt file .*prompts\.csv{message}"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r" holds no prompt; write one \[\[prompt\]\] with a text for each"),
+        ("prompt = ", r" is no valid TOML: "),
+        ('[[prompts]]\ntext = "a"', r" holds the unknown key 'prompts'; write one \[\[prompt\]\] for each"),
+        ('[prompt]\ntext = "a"', r": prompt is no list of tables; write \[\[prompt\]\] above each"),
+        ('prompt = ["a"]', r": prompt is no list of tables"),
+        ('[[prompt]]\ntext = "a"\n[[prompt]]\ntxt = "b"', r", prompt 2: unknown key txt, did you mean text"),
+        ('[[prompt]]\ntext = "a"\nnegative_prompt = "b"', r", prompt 1: unknown key .*, did you mean negative"),
+        ('[[prompt]]\ntext = "a"\n"q\\nq" = 1', r", prompt 1: unknown key q\\nq, did you mean text or weight or negat"),
+        ("[[prompt]]\nweight = 1", r", prompt 1 has no prompt; write its words"),
+        ("[[prompt]]\ntext = 1", r", prompt 1: text is 1; put it in quotes"),
+        ('[[prompt]]\ntext = "a"\nnegative = false', r", prompt 1: negative is false; put it in quotes"),
+        ('[[prompt]]\ntext = "a"\nweight = "2"', r", prompt 1: the weight is '2'; it must be a finite number above 0"),
+        ('[[prompt]]\ntext = "a"\nweight = true', r", prompt 1: the weight is true"),
+        ('[[prompt]]\ntext = "a"\nweight = inf', r", prompt 1: the weight is inf"),
+        ('[[prompt]]\ntext = "a"\n[[prompt]]\ntext = " a"', r" holds a prompt twice: prompt 2 repeats prompt 1"),
+    ],
+)
+def test_bad_toml_is_refused_by_prompt(tmp_path, text, message):
+    path = tmp_path / "prompts.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"the prompt file .*prompts\.toml{message}"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "some"),
+    [
+        ("cifar10", 10, {"airplane", "automobile", "truck"}),
+        ("cifar100", 100, {"aquarium fish", "lawn mower", "sweet pepper", "willow tree", "worm"}),
+        ("animals", 45, {"cat", "owl", "whale"}),
+        ("styles", 48, {"monet style cat", "monet style dog", "pixel art style ship"}),
+    ],
+)
+def test_carried_list(name, count, some):
+    prompts = find_prompts(name)
+    assert len({prompt.id for prompt in prompts}) == len(prompts) == count
+    assert some < set(texts(prompts))
+    assert all(p.text == p.text.lower() and p.text.replace(" ", "").isalpha() for p in prompts)
+    lines = carried()[name].read_text(encoding="utf-8").split("\n")
+    header = [line for line in lines if line.startswith("#")]
+    assert lines[: len(header)] == header and len(header) <= 6
+    assert any(line.startswith("# Source: ") for line in header)
+    assert any(line.startswith("# Licence: ") for line in header)
+
+
+def test_carried_lists_lie_inside_the_package_that_is_shipped():
+    assert set(carried()) == {"animals", "cifar10", "cifar100", "styles"}
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    (shipped,) = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert all(path.is_relative_to(root / shipped) for path in carried().values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["a cat", "cifar", "animal", "a/b", "monet style cat.", "x" * 5000, "an e.g. cat", "a\0b", "größe 🐈"],
+)
+def test_words_are_a_prompt(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_prompts(f" {words} ") == [Prompt(words)]
+
+
+def test_what_is_there_or_looks_like_a_file_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text("a cat\na dog\n")
+    Path("animals").mkdir()
+    Path("folder").mkdir()
+    assert texts(find_prompts("mine")) == ["a cat", "a dog"]
+    assert len(find_prompts("animals")) == 45
+    for missing in ("mine.txt", "a cat.CSV", "mine.toml", "nowhere/"):
+        with pytest.raises(ValueError, match="there is no prompt file"):
+            find_prompts(missing)
+    for folder in ("folder", "folder/"):
+        with pytest.raises(
+            ValueError, match=r"prompt file folder is a folder; give a text file .*, a \.csv or a \.toml"
+        ):
+            find_prompts(folder)
+
+
+def test_no_words_are_refused():
+    for nothing in ("", " \n"):
+        with pytest.raises(ValueError, match=r"the prompt is empty; .* lists animals, cifar10, cifar100, styles"):
+            find_prompts(nothing)
+
+
+def test_words_in_another_encoding_are_refused():
+    """What a shell hands over for bytes that are no UTF-8."""
+    with pytest.raises(ValueError, match=r"the prompt 'caf\\udce9' holds characters that are no UTF-8"):
+        find_prompts(b"caf\xe9".decode("utf-8", "surrogateescape"))
 
 
 def test_split_takes_about_its_share_and_keeps_the_order():

@@ -12,7 +12,8 @@ from raft_diffusion.core.loop import raft
 from raft_diffusion.core.prompts import draw_round
 from raft_diffusion.core.records import Prompt, Sample
 from raft_diffusion.core.select import Select
-from raft_diffusion.core.store import RunFolder
+from raft_diffusion.core.stop import is_flat
+from raft_diffusion.core.store import RunFolder, read_metrics, stored_rounds
 
 PROMPTS = [Prompt("a cat", weight=0.1), Prompt("größe \u2028🐈", negative="blurry"), Prompt('"a\\dog"')]
 ENVIRONMENT = {"python": "3.11"}
@@ -216,7 +217,7 @@ def test_metrics_that_were_lost_are_written_again(tmp_path):
 
 
 def test_changed_settings_are_refused_by_key(tmp_path):
-    open_run(tmp_path)
+    list(run(tmp_path, rounds=1))
     before = tree(tmp_path)
     changed = configure(seed=7, tuning={"rank": 4}, selection={"tau": 0.5}, rewards={"weights": {"aesthetic": 1.0}})
     with pytest.raises(ValueError, match="holds a run with other settings") as caught:
@@ -233,7 +234,7 @@ def test_changed_settings_are_refused_by_key(tmp_path):
 
 
 def test_settings_that_may_change_do(tmp_path):
-    open_run(tmp_path)
+    list(run(tmp_path, rounds=1))
     changed = configure(rounds=9, evaluation={"pairs": 2})
     with pytest.raises(ValueError, match=r"evaluation\.pairs was 64 and is now 2"):
         open_run(tmp_path, changed, may_change=["rounds", "eval"])
@@ -279,12 +280,193 @@ def test_missing_round_is_refused_before_any_work(tmp_path):
     list(run(tmp_path, rounds=3))
     shutil.rmtree(tmp_path / "rounds" / "002")
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=r"002 is missing or incomplete, yet round 3 stands"):
-        open_run(tmp_path)
+    for start in (open_run, lambda root: list(stored_rounds(root)), read_metrics):
+        with pytest.raises(ValueError, match=r"002 is missing, yet round 3 stands"):
+            start(tmp_path)
     assert tree(tmp_path) == before
+
+
+def test_round_without_its_numbers_is_refused_before_any_work(tmp_path):
+    list(run(tmp_path, rounds=2))
+    (tmp_path / "rounds" / "002" / "round.json").unlink()
+    with pytest.raises(ValueError, match=r"002 holds no round\.json; delete that folder"):
+        open_run(tmp_path)
 
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match=r"run cannot be made: .*notes\.txt is a file; give another"):
         open_run(tmp_path / "notes.txt" / "run")
+    with pytest.raises(ValueError, match=r"cannot be made \(.+\); give another"):
+        open_run(tmp_path / ("n" * 300))
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path or not mode & os.W_OK)
+    with pytest.raises(ValueError, match=r"runs.one cannot be written: .* is closed to you; give another"):
+        open_run(tmp_path / "runs" / "one")
+    assert tree(tmp_path) == {}
+
+
+def test_check_writes_nothing(tmp_path):
+    RunFolder.check(tmp_path / "runs" / "one", config=configure())
+    assert not (tmp_path / "runs").exists()
+    list(run(tmp_path / "run", rounds=1))
+    before = tree(tmp_path)
+    RunFolder.check(tmp_path / "run", config=configure(rounds=9), may_change=["rounds"])
+    with pytest.raises(ValueError, match="seed was 0 and is now 1"):
+        RunFolder.check(tmp_path / "run", config=configure(seed=1))
+    assert tree(tmp_path) == before
+
+
+def test_everything_may_change_before_the_first_round_is_complete(tmp_path):
+    open_run(tmp_path)
+    changed = configure(seed=1, tuning={"rank": 4})
+    assert open_run(tmp_path, changed).completed() == 0
+    assert Config.load(tmp_path / "config.toml") == changed
+
+
+def test_batch_of_the_tuner_may_be_made_of_other_parts(tmp_path):
+    list(run(tmp_path, rounds=1))
+    parts = configure(tuning={"batch_size": 2, "gradient_accumulation": 4})
+    open_run(tmp_path, parts)
+    assert Config.load(tmp_path / "config.toml") == parts
+    with pytest.raises(ValueError, match="other settings") as caught:
+        open_run(tmp_path, configure(tuning={"batch_size": 4, "gradient_accumulation": 4}))
+    assert (
+        "tuning.batch_size x tuning.gradient_accumulation was 2 x 4 and is now 4 x 4, and these may only change with "
+        "their product (8) kept"
+    ) in str(caught.value)
+    open_run(tmp_path, configure(tuning={"batch_size": 4, "gradient_accumulation": 4}), may_change=["tuning"])
+
+
+def test_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path):
+    list(run(tmp_path, rounds=1))
+    path = tmp_path / "config.toml"
+    old = [line for line in path.read_text().splitlines() if "clip_skip" not in line and "trackers" not in line]
+    path.write_text("\n".join(old) + "\n")
+    assert [r.index for r in run(tmp_path, rounds=2)] == [2]
+    assert "clip_skip = 1\n" in path.read_text()
+
+
+def test_stored_rounds_are_the_rounds_that_were_made(tmp_path):
+    """Another prompt's words and the same id in the next round must not mix."""
+    made = list(run(tmp_path, rounds=3))
+    stored = list(stored_rounds(tmp_path))
+    assert [round_.index for round_ in stored] == [1, 2, 3]
+    for one, other in zip(stored, made, strict=True):
+        assert one.keys == other.selection.keys
+        assert one.winners == {winner.sample.id for winner in other.selection.winners}
+        for group, known in zip(one.groups, other.groups, strict=True):
+            assert group.prompt == known.prompt
+            for candidate, scored in zip(group.candidates, known.candidates, strict=True):
+                assert candidate.sample.draw == scored.sample.draw
+                assert candidate.scores == scored.scores
+                folder = tmp_path / "rounds" / f"{one.index:03d}" / "candidates"
+                assert candidate.sample.data == folder / f"{scored.sample.id}.txt"
+                assert candidate.sample.data.is_file()
+
+
+def test_stored_scores_rank_again_by_other_weights(tmp_path):
+    (made,) = run(tmp_path, rounds=1)
+    (stored,) = stored_rounds(tmp_path)
+    turned = Select(weights={"watched": 1.0})(stored.groups)  # watched is -x / 7: the last becomes the first
+    for winner, group in zip(turned.winners, made.groups, strict=True):
+        assert winner.sample.id == min(group.candidates, key=lambda c: c.sample.data).sample.id
+
+
+def test_metrics_are_what_the_rounds_say(tmp_path):
+    made = list(run(tmp_path, rounds=2))
+    metrics = read_metrics(tmp_path)
+    assert metrics == rows(tmp_path / "metrics.jsonl")
+    for row, round_ in zip(metrics, made, strict=True):
+        x = [c.scores["x"] for g in round_.groups for c in g.candidates]
+        mean = sum(x) / len(x)
+        assert row["round"] == round_.index
+        assert row["deviation"]["x"] == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in x) / len(x)))
+    assert is_flat(metrics, {"x": 1.0}, 1) == (metrics[1]["mean"]["x"] <= metrics[0]["mean"]["x"])
+
+
+@pytest.mark.parametrize("read", [stored_rounds, read_metrics])
+def test_folder_without_rounds_is_refused(tmp_path, read):
+    open_run(tmp_path / "run")
+    for root in (tmp_path, tmp_path / "run", tmp_path / "none"):
+        with pytest.raises(ValueError, match="holds no complete round; give the folder of a run"):
+            read(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": {"x": math.nan}}, "scores holds no numbers by reward"),
+        ({"scores": {"x": True}}, "scores holds no numbers by reward"),
+        ({"scores": {}}, "scores holds no numbers by reward"),
+        ({"scores": {"x": 1.0}}, "its rewards are not those of the first line"),
+        ({"k": 1.0}, "k is no integer"),
+        ({"seed": None}, "seed is no integer"),
+        ({"key": math.inf}, "key is no finite number"),
+        ({"prompt_weight": "1"}, "prompt_weight is no finite number"),
+        ({"text": 3}, "text is no text"),
+        ({"text": "a caption that was written later"}, "its id '.*' is not that of its prompt"),
+        ({"winner": 1}, "winner is neither true nor false"),
+        ({"file_name": "../config.toml"}, "file_name is no plain file name"),
+        ({"file_name": ".."}, "file_name is no plain file name"),
+        ({"file_name": "C:\\x.png"}, "file_name is no plain file name"),
+    ],
+)
+def test_damaged_metadata_is_refused_by_file_and_line(tmp_path, change, message):
+    list(run(tmp_path, rounds=1))
+    path = tmp_path / "rounds" / "001" / "candidates" / "metadata.jsonl"
+    lines = rows(path)
+    lines[2] |= change
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(ValueError, match=rf"candidates.metadata\.jsonl, line 3 is damaged: {message}.*; put it back"):
+        list(stored_rounds(tmp_path))
+
+
+def test_metadata_that_says_a_sample_twice_or_nothing_is_refused(tmp_path):
+    list(run(tmp_path, rounds=1))
+    path = tmp_path / "rounds" / "001" / "candidates" / "metadata.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for text, message in (
+        ("\n".join([*lines[:2], lines[1]]), "line 3 is damaged: sample .* was there before"),
+        ("\n".join([lines[0], lines[1][:40]]), "line 2 is no JSON object"),
+        ("", r"metadata\.jsonl is empty"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            list(stored_rounds(tmp_path))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"there is no run file .*metadata\.jsonl; put it back"):
+        list(stored_rounds(tmp_path))
+
+
+def test_damaged_winners_and_numbers_are_refused_by_file(tmp_path):
+    list(run(tmp_path, rounds=1))
+    (tmp_path / "rounds/001/winners/metadata.jsonl").write_text('{"text": "a cat"}\n')
+    with pytest.raises(ValueError, match=r"winners.metadata\.jsonl, line 1 is damaged: file_name is no text"):
+        open_run(tmp_path).resume(Gaussian())
+    (tmp_path / "rounds/001/round.json").write_text("{")
+    with pytest.raises(ValueError, match=r"001.round\.json is no JSON object"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "line 2 is no JSON object"),
+        ('{"round": "2"}', "line 2 is damaged: round is no integer"),
+        ('{"round": 2}', "line 2 is damaged: mean holds no numbers"),
+        ('{"round": 2, "mean": {"x": NaN}}', "line 2 is damaged: mean holds no numbers"),
+        ('{"round": 2, "mean": {"x": 1}, "deviation": 3}', "line 2 is damaged: deviation holds no numbers"),
+    ],
+)
+def test_damaged_metrics_are_refused_by_line(tmp_path, line, message):
+    list(run(tmp_path, rounds=1))
+    path = tmp_path / "metrics.jsonl"
+    first = path.read_text()
+    path.write_text(f"{first}{line}\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, {message}"):
+        read_metrics(tmp_path)
+    path.write_text(first + '{"round": 2, "mean": {"x": 1}}\n')
+    assert read_metrics(tmp_path)[1] == {"round": 2, "mean": {"x": 1}}

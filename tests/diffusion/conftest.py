@@ -26,6 +26,7 @@ SCHEDULER = DDIMScheduler(
 def pytest_configure(config):
     # diffusers' schedulers hand torch tensors to np.array in a way that numpy 2 will stop accepting.
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", "ignore:__array_wrap__ must accept context:DeprecationWarning")
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -1,4 +1,6 @@
 import importlib
+import re
+import shutil
 
 import pytest
 import torch
@@ -62,3 +64,33 @@ def test_an_inpainting_unet_is_refused(components):
     components.unet.register_to_config(in_channels=9)
     with pytest.raises(ValueError, match="inpainting"):
         module.Components(**vars(components))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_damaged_weights_are_named(model_folder, tmp_path, part):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    (weights,) = (copy / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=f"^the weights {re.escape(str(weights))} are damaged or cut off; get that file"
+    ):
+        load(copy, device="cpu", dtype=torch.float32)
+
+
+def test_weights_of_another_size_are_one_sentence(model_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    config = copy / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 48'))
+    with pytest.raises(ValueError, match="cannot load the model") as caught:
+        load(copy, device="cpu", dtype=torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_knows_its_name(monkeypatch, model_folder):
+    assert load(model_folder, device="cpu", dtype=torch.float32).name == model_folder.name
+    monkeypatch.chdir(model_folder)
+    assert load(".", device="cpu", dtype=torch.float32).name == model_folder.name
+    monkeypatch.setattr(module, "POCKET", model_folder)
+    assert load("pocket", device="cpu", dtype=torch.float32).name == "pocket"

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from raft_diffusion.core.records import Draw, Prompt, Sample
-from raft_diffusion.diffusion.pictures import Picture, PictureCodec
+from raft_diffusion.diffusion.pictures import Picture, PictureCodec, before_after
 
 
 @pytest.fixture
@@ -43,3 +43,25 @@ def test_a_lost_picture_is_named(tmp_path, samples):
 def test_no_winners_need_no_files(tmp_path):
     assert PictureCodec().write_samples(tmp_path, [], keep=True) == []
     assert PictureCodec().read_samples(tmp_path, []) == []
+
+
+def test_what_a_picture_says_of_itself_is_kept(tmp_path, samples):
+    samples[0].data.image.info["parameters"] = "ein Käse, 猫\nSteps: 4"
+    samples[1].data.image.info["parameters"] = "bytes that were no UTF-8: \udcff"
+    PictureCodec().write_samples(tmp_path, samples, keep=True)
+    with Image.open(tmp_path / f"{samples[0].id}.png") as image:
+        assert image.text == {"parameters": "ein Käse, 猫\nSteps: 4"}
+    pictures = PictureCodec().read_samples(tmp_path, rows(samples))
+    assert pictures[0].image.info["parameters"] == "ein Käse, 猫\nSteps: 4"
+    assert pictures[1].image.info["parameters"] == "bytes that were no UTF-8: ?"
+    assert "parameters" not in pictures[2].image.info
+
+
+def test_before_and_after_lie_under_each_other(tmp_path):
+    for name, colour in {"a": "red", "b": "lime"}.items():
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+    before_after(tmp_path, [{"before": "a.png", "after": "b.png"}] * 3, tmp_path / "sheet.png", columns=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        left = sheet.width - 2 * 128 - 4
+        column = [sheet.getpixel((left + 64, 64 + row * 132)) for row in range(4)]
+    assert column == [(255, 0, 0), (0, 255, 0)] * 2 and 0 < left < 80

@@ -23,6 +23,10 @@ CLEAN = (
     "raft_diffusion.terminal",
     "raft_diffusion.report",
     "raft_diffusion.evaluate",
+    "raft_diffusion.gallery",
+    "raft_diffusion.rank",
+    "raft_diffusion.webui",
+    "raft_diffusion.sd15.",
 )
 
 
@@ -35,9 +39,18 @@ def modules(package: Path) -> dict[str, Path]:
     return names
 
 
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """`ast.walk` without what only a type checker reads."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from running(child)
+
+
 def imported(name: str, path: Path, node: ast.AST) -> Iterator[str]:
-    """The absolute names of all that `node` and what is inside it, functions included, may import."""
-    for inner in ast.walk(node):
+    """The absolute names of all that `node` and what is inside it, functions included, may import when it runs."""
+    for inner in running(node):
         if isinstance(inner, ast.Import):
             yield from (alias.name for alias in inner.names)
         elif isinstance(inner, ast.ImportFrom):

@@ -45,7 +45,7 @@ def test_scores_equal_those_computed_with_open_clip_by_hand(tower, reference, sa
     image, text = image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
     head = load_file(untouched_tower / "aesthetic.safetensors")
     scores = tower(batch)
-    assert list(scores) == ["text_image", "aesthetic"]
+    assert list(scores) == list(tower.names) == ["text_image", "aesthetic"]
     torch.testing.assert_close(torch.tensor(scores["text_image"]), 100 * (image * text).sum(1), atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(
         torch.tensor(scores["aesthetic"]), (image @ head["weight"].T + head["bias"])[:, 0], atol=1e-4, rtol=1e-4
@@ -100,6 +100,7 @@ def test_a_held_out_tower_puts_its_prefix_before_every_name(untouched_tower, tow
     held_out = ClipTower.load(untouched_tower, device="cpu", prefix="held_out.")
     (scored, *_) = score(samples(2), [tower, held_out])
     assert set(scored.scores) == {"text_image", "aesthetic", "held_out.text_image", "held_out.aesthetic"}
+    assert held_out.names == ("held_out.text_image", "held_out.aesthetic")
     assert scored.scores["held_out.text_image"] == pytest.approx(scored.scores["text_image"])
 
 
@@ -210,9 +211,27 @@ def test_weights_with_the_wrong_gelu_are_refused_before_any_download(source, rig
         ClipTower.load(source, device="cpu")
 
 
-def test_an_unknown_tag_is_not_mistaken_for_a_wrong_gelu():
-    with pytest.raises(ValueError, match="open_clip cannot load ViT-L-14-quickgelu:opnai"):
-        ClipTower.load("ViT-L-14-quickgelu:opnai", device="cpu")
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("ViT-L-14-quickgelu:opnai", "no weights of ViT-L-14-quickgelu called 'opnai': did you mean openai"),
+        ("ViT-L/14:openai", "no model called 'ViT-L/14': did you mean ViT-L-14"),
+        ("ViT-L-41:openai", "no model called 'ViT-L-41': did you mean .*ViT-L-14"),
+    ],
+)
+def test_unknown_names_of_open_clip_get_the_nearest(source, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ClipTower.load(source, device="cpu")
+
+
+def test_weights_of_open_clip_may_be_a_file(tmp_path, monkeypatch):
+    def create_model(name, pretrained, **_):
+        raise RuntimeError(f"{Path(pretrained).name} is broken")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    (tmp_path / "weights.pt").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"open_clip cannot load ViT-B-32:.*: weights\.pt is broken"):
+        ClipTower.load(f"ViT-B-32:{tmp_path / 'weights.pt'}", device="cpu")
 
 
 def test_an_open_clip_tag_must_bring_its_weights(untouched_tower, samples, monkeypatch):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raft_diffusion.core.loop import score
 from raft_diffusion.core.records import Draw, Prompt, Sample
-from raft_diffusion.rewards import KNOWN, describe
+from raft_diffusion.rewards import KNOWN, check_names, describe, score_name
 from raft_diffusion.rewards.compress import compressibility, jpeg_kilobytes
 
 
@@ -56,3 +56,28 @@ def test_the_description_tells_every_reward_with_its_source_and_direction():
     text = describe()
     assert all(info.name in text and info.source in text and info.unit_range in text for info in KNOWN)
     assert text.count("higher is better") == len(KNOWN)
+
+
+def test_a_text_needs_a_prompt_and_a_file_size_needs_none():
+    assert [info.name for info in KNOWN if info.needs_prompt] == ["text_image"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("aestetic", "unknown reward 'aestetic': did you mean aesthetic\\? It must be one of text_image, aesthetic, "),
+        ("zzz", "unknown reward 'zzz': it must be one of .*own as \"module:function\""),
+        ("[/b]", "unknown reward '\\[/b\\]'"),
+        ("my_rewards:", "must be written .module:function., such as my_rewards:brightness"),
+        (":f", "must be written .module:function."),
+    ],
+)
+def test_an_unknown_reward_gets_the_nearest_names(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_names(["text_image", name])
+
+
+def test_every_known_name_and_any_function_pass():
+    names = [*(info.name for info in KNOWN), "my_rewards:brightness", "package.module:object"]
+    check_names(names)
+    assert [score_name(name) for name in names[3:]] == ["incompressibility", "brightness", "object"]

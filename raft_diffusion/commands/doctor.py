@@ -1,0 +1,59 @@
+"""`raft-diffusion doctor`: is this machine ready?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from .options import Json, collected, make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..doctor import Check
+
+STYLES = {"ok": "green", "look": "yellow", "missing": "bold red"}
+
+
+def doctor(json_file: Json = None) -> None:
+    """Look at Python, packages, torch, the graphics card, the disk and the carried model; say what to mend.
+
+    It imports torch, which takes some seconds, and needs no network. Exit code 1 where something needed is missing or
+    broken, else 0.
+
+    Example: raft-diffusion doctor
+    """
+    from ..doctor import examine
+
+    console = make_console(json_file)
+    with collected(json_file) as numbers:
+        with console.status("looking around; torch takes some seconds"):
+            checks = examine(Path.cwd())
+        show(console, checks)
+        numbers["ready"] = all(check.verdict != "missing" for check in checks)
+        numbers["checks"] = [asdict(check) for check in checks]
+    if not numbers["ready"]:
+        raise typer.Exit(1)
+
+
+def show(console: Console, checks: list[Check]) -> None:
+    """The table, and under it what to do."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        table.add_row(check.what, Text(check.verdict, style=STYLES[check.verdict]), Text(check.found))
+    console.print(table)
+    for check in checks:
+        if check.advice:
+            console.print(Text(f"{check.what}: {check.advice}"), soft_wrap=True)
+    if all(check.verdict == "ok" for check in checks):
+        console.print("All is well. Next: raft-diffusion demo", highlight=False)

@@ -1,0 +1,101 @@
+"""`raft-diffusion plan`: the arithmetic before the hours."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import ConfigName, Device, HeldOut, Json, Model, Prompts, Set, Threads, collected, make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..planning.forecast import Forecast
+
+
+def plan(
+    config: ConfigName,
+    model: Model = None,
+    prompts: Prompts = None,
+    held_out: HeldOut = None,
+    device: Device = None,
+    threads: Threads = None,
+    changes: Set = None,
+    json_file: Json = None,
+) -> None:
+    """Say what `train` would make and take with the same settings, and refuse what it would refuse. Loads nothing.
+
+    Images and steps are exact. Time, memory and disk are estimates.
+
+    Example: raft-diffusion plan pocket-monet --set rounds=6
+
+    Example: raft-diffusion plan pocket-monet --json -
+    """
+    from .. import assemble, runs
+    from ..planning.forecast import forecast, this_machine
+
+    resolved = runs.load_config(
+        config,
+        threads=threads,
+        device=device,
+        model=model,
+        prompts=prompts,
+        held_out=held_out,
+        changes=changes or [],
+    )
+    assemble.check(resolved)
+    with collected(json_file) as numbers:
+        result = forecast(resolved, machine=this_machine())
+        folder = runs.default_folder(resolved)
+        show(make_console(json_file), result, folder)
+        numbers.update(to_json(result, folder))
+
+
+def to_json(result: Forecast, folder: Path) -> dict[str, Any]:
+    """Every number of the forecast, in all unless its name says otherwise."""
+    return {
+        **asdict(result),
+        "groups": result.groups,
+        "images_per_round": result.images_per_round,
+        "seconds": result.seconds,
+        "folder": str(folder),
+    }
+
+
+def show(console: Console, result: Forecast, folder: Path) -> None:
+    """A table with one line for each thing that a newcomer asks."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, words in rows(result, folder):
+        table.add_row(what, Text(words))
+    console.print(table)
+    console.print("Images and steps are exact; time, memory and disk are estimates.", highlight=False)
+    for note in result.notes:
+        console.print(Text(f"- {note}"), soft_wrap=True)
+
+
+def rows(result: Forecast, folder: Path) -> list[tuple[str, str]]:
+    """What the table says."""
+    from ..planning.forecast import clock, size
+
+    many = "" if result.groups_per_prompt == 1 else f" x {result.groups_per_prompt} groups"
+    prompts = f"{result.prompts} prompt{'s' * (result.prompts > 1)}"
+    evaluation = f"{result.evaluation_images:,} images: the same seeds before and after"
+    return [
+        ("a round", f"{prompts}{many} x {result.candidates} candidates = {result.images_per_round:,} images"),
+        ("all rounds", f"{result.rounds} x {result.images_per_round:,} = {result.images:,} images"),
+        ("images", f"{result.width} x {result.height} px in {result.steps} steps"),
+        ("UNet", f"{result.unet_evaluations:,} evaluations (a guided image takes two a step)"),
+        ("finetuning", f"{result.tuning_steps:,} steps on {result.tuning_samples:,} pictures, repeats counted"),
+        ("evaluation", evaluation),
+        ("time", f"about {clock(result.seconds)} on {result.device}, {clock(result.seconds_per_round)} a round"),
+        ("memory", f"about {size(result.peak_memory_bytes)} at most"),
+        ("disk", f"about {size(result.disk_bytes)}"),
+        ("folder", str(folder)),
+    ]

@@ -1,0 +1,82 @@
+"""A VAE other than the model's own: a diffusers folder, or one file with diffusers' or the original (LDM) names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL  # pyright: ignore
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""What diffusers called the layers of attention when the well-known VAE files were made."""
+
+
+def check_vae(path: Path) -> None:
+    """Refuse what cannot be a VAE before any model is loaded. Raises ValueError."""
+    if not path.exists():
+        raise ValueError(f"there is no VAE {path}; give a .safetensors file or a folder in the diffusers layout")
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"the VAE {path} is a pickle file, which can run any program when it is opened; "
+            "give the .safetensors file of the same VAE"
+        )
+    if path.is_dir() and not (_folder(path) / "config.json").is_file():
+        raise ValueError(f"the VAE folder {path} holds no config.json, so it is not in the diffusers layout")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"the VAE {path} is no .safetensors file; give one, or a folder in the diffusers layout")
+
+
+def load_vae(path: Path, *, like: AutoencoderKL) -> AutoencoderKL:
+    """The VAE at `path`, in the data type of `like`, the model's own; a single file takes that one's configuration.
+
+    Raises ValueError for a VAE of another shape, or a file that cannot be read.
+    """
+    vae = _from_folder(_folder(path), like.dtype) if path.is_dir() else _from_file(path, like)
+    for key in ("latent_channels", "block_out_channels"):
+        ours, theirs = like.config[key], vae.config[key]
+        if key == "block_out_channels":
+            ours, theirs = len(ours), len(theirs)  # the widths are free, the number of levels is the factor
+        if ours != theirs:
+            raise ValueError(f"the VAE {path} does not fit this model: its {key} are {theirs}, and {ours} are needed")
+    return vae
+
+
+def _folder(path: Path) -> Path:
+    """A whole model's folder stands for the VAE in it."""
+    return path / "vae" if (path / "vae" / "config.json").is_file() else path
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
+    try:
+        return AutoencoderKL.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot load the VAE {folder} ({reason}); it must hold whole safetensors weights") from error
+
+
+def _from_file(path: Path, like: AutoencoderKL) -> AutoencoderKL:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"the VAE {path} is no whole .safetensors file ({error}); get it again") from None
+    if not any(name.startswith("decoder.up_blocks.") for name in tensors):
+        tensors = convert_ldm_vae_checkpoint(tensors, like.config)
+    for old, new in _OLD_NAMES.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    vae: Any = AutoencoderKL.from_config(like.config)
+    needed = {name: tensor.shape for name, tensor in vae.state_dict().items()}
+    odd = [name for name, shape in needed.items() if name not in tensors or tensors[name].shape != shape]
+    if odd:
+        raise ValueError(
+            f"the VAE {path} does not fit this model: {len(odd)} of {len(needed)} layers are missing or of another "
+            f"size, such as {odd[0]}"
+        )
+    vae.load_state_dict({name: tensors[name] for name in needed})
+    return vae.to(like.dtype)
