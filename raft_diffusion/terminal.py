@@ -137,4 +137,5 @@ def show_evaluation(console: Console, result: dict[str, Any]) -> None:
         )
     if len(result.get("diversity", {})) > 1:
         parts = [f"{name} {value:.3f}" for name, value in result["diversity"].items()]
-        console.print(f"diversity of the rightly named pictures: {', '.join(parts)}", highlight=False)
+        whose = "diversity of the rightly named pictures" if result["judge"] else "diversity"
+        console.print(f"{whose}: {', '.join(parts)}", highlight=False)
