@@ -162,7 +162,10 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
     before = RunFolder.check(root, config=config, may_change=assemble.MAY_CHANGE)
     evaluation = root / "evaluation" / "evaluation.json"
     if not is_finished(config, before, root) or not _is_evaluated(evaluation, config):
-        console.print(forecast(config, machine=this_machine()).sentence(), highlight=False)
+        outlook = forecast(config, machine=this_machine())
+        console.print(outlook.sentence(), highlight=False)
+        for note in outlook.notes:
+            console.print(clean(f"note: {note}"), soft_wrap=True)
         if before:
             console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
         run_rounds(config, root, console)

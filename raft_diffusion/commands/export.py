@@ -28,6 +28,7 @@ def export(
     """Write a run's LoRA as one .safetensors file in the diffusers format, with its rank and alpha.
 
     Example: raft-diffusion export runs/mine
+
     Example: raft-diffusion export runs/mine --round 2 --out cat.safetensors --force
     """
     from ..core.config import Config

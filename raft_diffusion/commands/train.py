@@ -32,11 +32,13 @@ def train(
 ) -> None:
     """Run RAFT; the same command starts a run, goes on with it, and shows the result of a finished one.
 
-    Rounds, batch sizes, threads, device, trackers and the evaluation may change on the way; other settings need another
-    folder.
+    Rounds, batch sizes, threads, device, trackers and the evaluation may change
+    on the way; other settings need another folder.
 
-    Example: raft-diffusion train pocket-monet --out runs/small --set rounds=6 --set tuning.rank=8
+    Example: raft-diffusion train pocket-monet --out runs/small --set tuning.rank=8
+
     Example: raft-diffusion train pocket-monet --prompts "monet style dog" --out runs/dog
+
     Example: raft-diffusion train pocket-monet --prompts styles --held-out 0.2 --set stop_when_flat=3
     """
     from .. import runs
