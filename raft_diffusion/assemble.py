@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,6 @@ from .core.select import Select
 
 POCKET = "pocket"
 TOWERS = {"pocket": "clip", "pocket-held-out": "held_out"}
-TOWER_REWARDS = ("text_image", "aesthetic")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MAY_CHANGE = ("rounds", "stop_when_flat", "device", "threads", "trackers", "sampling.batch_size", "evaluation")
 HELD_OUT_PREFIX = "held_out."
@@ -58,10 +58,11 @@ def _keep_freed_memory() -> None:
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, the names that lead nowhere. Raises ValueError with every problem."""
-    from .rewards import check_names
+    from .rewards import check_comparable, check_names
     from .webui import find_scheduler
 
-    rewards = config.rewards
+    rewards, selection = config.rewards, config.selection
+    across = selection.top_fraction is not None or selection.top_count is not None
     own = [name.rpartition(":")[2] for name in rewards.custom]
     ranking = [name for name in rewards.weights if name not in own]
     checks: list[Callable[[], object]] = [
@@ -70,7 +71,9 @@ def check(config: Config) -> None:
         lambda: _check_held_out(rewards.weights),
         lambda: check_names([*(n for n in ranking if not n.startswith(HELD_OUT_PREFIX)), *rewards.custom]),
         lambda: _check_tower(rewards.scorer),
-        lambda: _check_tower(rewards.held_out),
+        lambda: _check_judge(rewards.held_out),
+        lambda: check_comparable(rewards.weights, across=across),
+        lambda: _check_trackers(config.trackers),
     ]
     problems = []
     for run in checks:
@@ -92,8 +95,22 @@ def _check_held_out(weights: Mapping[str, float]) -> None:
         raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
 
 
-def _check_tower(name: str | None) -> None:
-    if name is None or name in TOWERS or ":" in name or Path(name).is_dir():
+def _check_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")
+
+
+def _check_judge(name: str | None) -> None:
+    """The held-out reward: a tower or a preference model."""
+    from .rewards import PREFERENCES
+
+    if name is not None and name not in PREFERENCES:
+        _check_tower(name)
+
+
+def _check_tower(name: str) -> None:
+    if name in TOWERS or ":" in name or Path(name).is_dir():
         return
     near = difflib.get_close_matches(name, TOWERS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -120,11 +137,19 @@ def pick_device(name: str) -> str:
 
 def make_policy(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
     """The model of the configuration with a fresh LoRA, set to collect candidates."""
-    import torch
+    from .diffusion import DiffusionPolicy, choose_dtype, load
 
-    from .diffusion import DiffusionPolicy, load
-
-    components = load(config.model, device=pick_device(config.device), dtype=torch.float32, vae=config.vae)
+    device = pick_device(config.device)
+    components = load(
+        config.model,
+        device=device,
+        dtype=choose_dtype(config.precision, device),
+        vae=config.vae,
+        revision=config.revision,
+        variant=config.variant,
+        prediction_type=config.prediction_type,
+        tiny_decoder=config.sampling.tiny_decoder,
+    )
     policy = DiffusionPolicy(
         components, settings=collecting(config), clip_skip=config.sampling.clip_skip, progress=progress
     )
@@ -155,51 +180,73 @@ def user_settings(config: Config) -> Any:
 
 
 def collecting(config: Config) -> Any:
-    """How candidates are collected: as the user samples, at a guidance of their own if one is set."""
+    """How candidates are collected: as the user samples, at a guidance of their own and by a tiny decoder if set."""
     from dataclasses import replace
 
-    guidance = config.sampling.collect_guidance_scale
-    settings = user_settings(config)
-    return settings if guidance is None else replace(settings, guidance_scale=guidance)
+    sampling, settings = config.sampling, user_settings(config)
+    guidance = sampling.collect_guidance_scale
+    return replace(
+        settings,
+        guidance_scale=settings.guidance_scale if guidance is None else guidance,
+        tiny_decoder=sampling.tiny_decoder is not None,
+    )
 
 
-def make_tower(name: str, *, device: str, prefix: str = "") -> Any:
-    """A carried CLIP tower by name, or any that `ClipTower.load` knows."""
-    from . import pocket
+def make_tower(name: str, *, device: str, prefix: str = "", heads: Mapping[str, Path] | None = None) -> Any:
+    """A carried CLIP tower by name, or any that `ClipTower.load` knows, with these aesthetic heads beside its own."""
+    from .diffusion import choose_dtype
     from .rewards.clip import ClipTower
 
-    source: str | Path = pocket.WEIGHTS / TOWERS[name] if name in TOWERS else name
-    return ClipTower.load(source, device=pick_device(device), prefix=prefix)
+    device = pick_device(device)
+    dtype = choose_dtype("auto", device)
+    return ClipTower.load(_tower_source(name), device=device, dtype=dtype, prefix=prefix, aesthetic=heads or {})
+
+
+def _tower_source(name: str) -> str:
+    from . import pocket
+
+    return str(pocket.WEIGHTS / TOWERS[name]) if name in TOWERS else name
 
 
 def make_rewards(config: Config) -> list[Reward]:
-    """Everything that scores candidates: what ranks, and the held-out tower, which is stored beside and never ranks."""
+    """Everything that scores candidates: what ranks, and the held-out one, which is stored beside and never ranks."""
+    from .rewards import PREFERENCES
+
     settings = config.rewards
     names = [name for name in settings.weights if name not in {own.rpartition(":")[2] for own in settings.custom}]
     ranking = [*names, *settings.custom]
-    rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device)
-    if settings.held_out:
+    rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
+    if settings.held_out in PREFERENCES:
+        rewards.append(_preference(settings.held_out, config.device, settings.sources, prefix=HELD_OUT_PREFIX))
+    elif settings.held_out:
         rewards.append(make_tower(settings.held_out, device=config.device, prefix=HELD_OUT_PREFIX))
     return rewards
 
 
-def make_scorers(names: Sequence[str], *, scorer: str, device: str) -> list[Reward]:
+def make_scorers(
+    names: Sequence[str], *, scorer: str, device: str, sources: Mapping[str, str] | None = None
+) -> list[Reward]:
     """The rewards of these names; a name with a colon is a function of the user's, "module:function".
 
-    scorer: the CLIP tower of `text_image` and `aesthetic`. One object may give several scores: a tower scores
-    everything it can in its one pass. Raises ValueError for an unknown name and a tower without the head asked for.
+    scorer: the CLIP tower of `text_image` and the aesthetic scores. One object may give several scores: a tower scores
+    everything it can in its one pass. sources: reward -> its weights, instead of the published ones.
+    Raises ValueError for an unknown name, a tower without the head asked for, and weights that cannot be had.
     """
-    from .rewards import check_names
+    from .rewards import PREFERENCES, TOWER_REWARDS, check_names
     from .rewards.custom import load_custom
 
     check_names(names)
+    sources = sources or {}
     rewards: list[Reward] = []
     if wanted := [name for name in names if name in TOWER_REWARDS]:
+        from .rewards.heads import heads_for
+
         _check_tower(scorer)
-        tower = make_tower(scorer, device=device)
+        tower = make_tower(scorer, device=device, heads=heads_for(_tower_source(scorer), wanted, sources))
         if missing := [name for name in wanted if name not in tower.names]:
             raise ValueError(f"the CLIP tower {scorer} gives {', '.join(tower.names)} and no {', '.join(missing)}")
         rewards.append(tower)
+    rewards += [_preference(name, device, sources) for name in names if name in PREFERENCES]
     if {"compressibility", "incompressibility"} & set(names):
         from .rewards.compress import compressibility
 
@@ -207,15 +254,19 @@ def make_scorers(names: Sequence[str], *, scorer: str, device: str) -> list[Rewa
     return rewards + [load_custom(name) for name in names if ":" in name]
 
 
+def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: str = "") -> Reward:
+    from .diffusion import choose_dtype
+    from .rewards.preference import load_preference
+
+    device = pick_device(device)
+    dtype = choose_dtype("auto", device)
+    return load_preference(name, source=sources.get(name), device=device, dtype=dtype, prefix=prefix)
+
+
 def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any]], None]]:
     """Functions that log a round's line of metrics.jsonl to what the settings name, through accelerate's trackers."""
-    import importlib.util
-
     if not config.trackers:
         return []
-    for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -225,6 +276,8 @@ def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any
         "wandb": lambda kind: kind(config.name),
     }
     trackers = [makers[name](LOGGER_TYPE_TO_CLASS[name]) for name in config.trackers]
+    for tracker in trackers:
+        tracker.start()
 
     def log(metrics: Mapping[str, Any]) -> None:
         numbers = {
@@ -263,6 +316,7 @@ def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None 
         mixed_precision=tuning.mixed_precision,
         warmup_steps=tuning.warmup_steps,
         restart=tuning.restart,
+        gradient_checkpointing=tuning.gradient_checkpointing,
         progress=progress,
     )
 

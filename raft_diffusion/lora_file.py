@@ -88,7 +88,7 @@ def read_lora(path: Path) -> StoredLora:
 def _refuse_other_formats(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     widths = {shape[-1] for name, shape in shapes.items() if "attn2" in name and "to_k" in name and len(shape) == 2}
     if _SDXL_WIDTH in widths or any(name.startswith(("text_encoder_2.", "lora_te2_")) for name in shapes):
-        raise ValueError(f"the LoRA {path} was made for SDXL, and only Stable Diffusion 1.x and 2.x can be used here")
+        raise ValueError(f"the LoRA {path} was made for SDXL, and only one for Stable Diffusion 1.x can be used here")
     if any(name.startswith(("lora_unet_", "lora_te_", "lora_te1_")) for name in shapes):
         raise ValueError(f"the LoRA {path} is in kohya's format; give the same one in diffusers' ({FILE_NAME})")
     if not any(name.startswith("unet.") and ".lora_A." in name for name in shapes):

@@ -34,6 +34,9 @@ def load_config(
     threads: int | None = None,
     device: str | None = None,
     model: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
     prompts: str | None = None,
     held_out: float | None = None,
     changes: Sequence[str] = (),
@@ -45,7 +48,8 @@ def load_config(
     """
     if held_out is not None and prompts is None:
         raise ValueError("--held-out splits the prompts of --prompts; give both")
-    options = {"seed": seed, "threads": threads, "device": device, "model": model}
+    options = {"seed": seed, "threads": threads, "device": device, "model": model, "revision": revision}
+    options |= {"variant": variant, "prediction_type": prediction_type}
     given = [f"{key}={format_value(value)}" for key, value in options.items() if value is not None]
     config = Config.load(_config_file(source)).with_overrides([*changes, *given])
     if prompts is None:
@@ -64,8 +68,8 @@ def _config_file(source: str) -> Path:
     presets = sorted(preset.stem for preset in PRESETS.glob("*.toml"))
     if source not in presets:
         near = difflib.get_close_matches(source, presets, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(presets)},"
-        raise ValueError(f"unknown preset {source!r}: {hint} or give a file NAME.toml")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(presets)}."
+        raise ValueError(f"unknown preset {source!r}: {hint} A file NAME.toml will do, too")
     return PRESETS / f"{source}.toml"
 
 
@@ -96,7 +100,6 @@ class Run:
         threads = assemble.prepare(config.threads)
         self._rewards = assemble.make_rewards(config)
         self._policy = assemble.make_policy(config, progress)
-        self._trackers = assemble.make_trackers(config, self.folder)
         from .diffusion import PictureCodec
 
         self._store = RunFolder.open(
@@ -106,6 +109,7 @@ class Run:
             environment=assemble.environment(config, threads),
             may_change=assemble.MAY_CHANGE,
         )
+        self._trackers = assemble.make_trackers(config, self.folder)
 
     def rounds(self) -> Iterator[Round]:
         """The rounds that are left, each once it is on disk; at the end the LoRA lies in `folder`/lora."""
@@ -165,6 +169,8 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
         outlook = forecast(config, machine=this_machine())
         console.print(outlook.sentence(), highlight=False)
         for note in outlook.notes:
+            if note.startswith("speed:"):
+                continue  # "about" has said it
             console.print(clean(f"note: {note}"), soft_wrap=True)
         if before:
             console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
@@ -183,10 +189,12 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
 def run_rounds(config: Config, root: Path, console: Console) -> None:
     """The rounds that are left, under the live table, then the evaluation."""
     from .assemble import HELD_OUT_PREFIX
+    from .rewards import PREFERENCES
     from .terminal import LiveTable
 
     ranking = max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name]))
-    held_out = f"{HELD_OUT_PREFIX}text_image" if config.rewards.held_out else None  # every tower scores it
+    judge = config.rewards.held_out
+    held_out = f"{HELD_OUT_PREFIX}{judge if judge in PREFERENCES else 'text_image'}" if judge else None
     table = LiveTable(console, rounds=config.rounds, ranking=ranking, held_out=held_out)
     with console.status("loading the model"):
         run = Run(config, root, progress=table.progress)

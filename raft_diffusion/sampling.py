@@ -28,18 +28,24 @@ DEFAULTS = {
     False: {"width": 512, "height": 512, "steps": 25, "cfg_scale": 7.5},
 }
 """What is sampled with when nothing else is said: the carried model (True) and any other (False)."""
+_OF_MODEL = ("revision", "variant", "prediction_type")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What to sample. Image i of a prompt has the seed `seed` + i, as in WebUIs.
 
+    revision, variant, prediction_type, precision: as `diffusion.load` and `choose_dtype` take them.
     lora: a file, a folder or a run's folder. lora_scale: 1 is the LoRA as it was trained.
     width, height: pixels. compare: each picture twice, by the base and with the LoRA.
     """
 
     prompts: tuple[Prompt, ...]
     model: str
+    revision: str | None
+    variant: str | None
+    prediction_type: str | None
+    precision: str
     vae: str | None
     lora: Path | None
     lora_scale: float
@@ -77,7 +83,7 @@ def make_order(
     Raises ValueError for a run or a prompt that cannot be used.
     """
     values: dict[str, Any] = {"model": POCKET, "vae": None, "lora": None, "clip_skip": 1, "sampler": "DPM++ 2M"}
-    values |= {"batch_size": 8}
+    values |= {"batch_size": 8, "precision": "auto"} | dict.fromkeys(_OF_MODEL)
     prompts = [prompt for text in texts for prompt in find_prompts(text)]
     if run is not None:
         config = _config_of(run)
@@ -87,6 +93,8 @@ def make_order(
     if not prompts:
         raise ValueError('give a prompt, such as "monet style cat", a prompt file, or the name of a carried list')
     chosen = {key: value for key, value in given.items() if value is not None}
+    if chosen.get("model", values["model"]) != values["model"]:
+        values |= dict.fromkeys(_OF_MODEL)  # the run's own say nothing of another model
     if run is None:
         values |= DEFAULTS[chosen.get("model", POCKET) == POCKET]
     prompts = [Prompt(p.text, negative=p.negative or negative or "", weight=p.weight) for p in prompts]
@@ -103,6 +111,7 @@ def _settings_of(config: Config) -> dict[str, Any]:
     sampling = config.sampling
     return {
         "model": config.model,
+        **{key: getattr(config, key) for key in (*_OF_MODEL, "precision")},
         "vae": config.vae,
         "width": sampling.width,
         "height": sampling.height,
@@ -135,6 +144,8 @@ def check(order: Order, folder: Path) -> None:
 def _vae_factor(model: str) -> int:
     """How many pixels a latent cell spans, from a model folder's own words; 1, which refuses nothing, if unknown."""
     folder = Path(__file__).parent / "pocket" / "weights" / "model" if model == POCKET else Path(model).expanduser()
+    if folder.is_file():
+        return 8  # a checkpoint is a Stable Diffusion 1.x, or is refused
     try:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return 2 ** (len(vae["block_out_channels"]) - 1)
@@ -147,9 +158,7 @@ def load_policy(order: Order, *, device: str, threads: int | None) -> DiffusionP
     from . import assemble
 
     assemble.prepare(threads)
-    import torch
-
-    from .diffusion import DiffusionPolicy, Settings, load
+    from .diffusion import DiffusionPolicy, Settings, choose_dtype, load
 
     settings = Settings(
         width=order.width,
@@ -159,7 +168,16 @@ def load_policy(order: Order, *, device: str, threads: int | None) -> DiffusionP
         scheduler=order.sampler,
         batch_size=order.batch_size,
     )
-    components = load(order.model, device=assemble.pick_device(device), dtype=torch.float32, vae=order.vae)
+    device = assemble.pick_device(device)
+    components = load(
+        order.model,
+        device=device,
+        dtype=choose_dtype(order.precision, device),
+        vae=order.vae,
+        revision=order.revision,
+        variant=order.variant,
+        prediction_type=order.prediction_type,
+    )
     policy = DiffusionPolicy(components, settings=settings, clip_skip=order.clip_skip)
     if order.lora is not None:
         policy.attach(order.lora, scale=order.lora_scale)

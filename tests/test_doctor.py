@@ -7,7 +7,9 @@ import os
 import shutil
 import stat
 import sys
+import threading
 from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,24 +17,30 @@ import typer
 from typer.testing import CliRunner
 
 from raft_diffusion import doctor as module
-from raft_diffusion import pocket
+from raft_diffusion import pocket, sd15
 from raft_diffusion.commands.doctor import doctor
 from raft_diffusion.doctor import (
     Check,
     Torch,
     check_card,
     check_folder,
+    check_heads,
     check_hub,
     check_machine,
     check_optional,
     check_packages,
     check_python,
+    check_the_model,
     check_torch,
+    check_towers,
     check_weights,
     gpu_advice,
+    reach,
 )
 from raft_diffusion.planning import machine as machines
 from raft_diffusion.planning.machine import Machine, core_count, memory_bytes, nvidia_card, read_card, read_torch_cuda
+from raft_diffusion.rewards.heads import HEADS
+from raft_diffusion.sd15.source import DELETED
 
 MEND = "uv pip install --reinstall torch torchvision --torch-backend=auto"
 CARD = Machine(cores=8, card="NVIDIA A10", card_memory=24 * 10**9, torch_cuda="13.2")
@@ -194,11 +202,12 @@ def test_the_carried_weights(tmp_path):
 
 
 def test_the_hubs_folder(tmp_path):
-    assert check_hub({}, tmp_path).found == f"0 models in {tmp_path / '.cache' / 'huggingface' / 'hub'}"
+    place = tmp_path / ".cache" / "huggingface" / "hub"
+    assert check_hub({}, tmp_path).found == f"0 models in {place}; not asked (--online asks)"
     (tmp_path / "there" / "hub" / "models--a--b").mkdir(parents=True)
     (tmp_path / "there" / "hub" / "version.txt").touch()
     home = {"HF_HOME": str(tmp_path / "there")}
-    assert check_hub(home, tmp_path).found == f"1 model in {tmp_path / 'there' / 'hub'}"
+    assert check_hub(home, tmp_path).found.startswith(f"1 model in {tmp_path / 'there' / 'hub'};")
     offline = check_hub({**home, "HF_HUB_OFFLINE": "YES"}, tmp_path)
     assert offline.verdict == "look"
     assert offline.found.endswith("offline")
@@ -213,6 +222,150 @@ def test_the_hubs_folder_is_the_one_that_the_hubs_library_takes():
         f"{len(list(Path(HF_HUB_CACHE).glob('models--*')))} model"
     )
     assert f" in {HF_HUB_CACHE}" in check_hub(os.environ, Path.home()).found
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers HEAD alone: there is a/good, a/private is not for us, and nothing else is known."""
+
+    def do_HEAD(self):
+        known = {
+            "/": 200,
+            "/a/good/resolve/main/model_index.json": 200,
+            "/a/private/resolve/main/model_index.json": 401,
+        }
+        self.send_response(known.get(self.path, 404))
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The address of a hub on this machine, which is also the one that the hub's library takes."""
+    from huggingface_hub import constants
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def closed() -> str:
+    """An address where nobody listens."""
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    server.server_close()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_reaching_the_hub(hub, tmp_path):
+    there = check_hub({}, tmp_path, reach)
+    assert there.verdict == "ok"
+    assert there.found.endswith("; the hub answers")
+    assert check_hub({"HF_ENDPOINT": hub}, tmp_path, reach).found.endswith(f"; the hub at {hub} answers")
+    assert check_hub({"HF_HUB_OFFLINE": "1"}, tmp_path, reach).found.endswith("offline")  # it is not asked
+
+
+def test_a_hub_out_of_reach(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", closed())
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    gone = check_hub({}, tmp_path, reach)
+    assert (gone.verdict, gone.found.endswith("; no answer")) == ("look", True)
+    assert gone.advice.startswith("the hub cannot be reached (no answer: ")
+    assert gone.advice.endswith("what is cached works without it")
+    assert "HF_ENDPOINT" not in gone.advice
+    model = check_the_model("a/good", tmp_path, offline=False, ask=reach)
+    assert model.verdict == "look"
+    assert model.advice.startswith("it cannot be had now (a/good: no answer: ")
+    assert reach("nonsense").startswith("no answer: ")
+
+
+def test_a_model_on_the_hub(hub, tmp_path):
+    """4.26 GB: 859.5 + 123.1 + 83.7 million weights of 4 bytes."""
+    unknown = check_the_model(sd15.HUB_ID, tmp_path, offline=False, ask=None)
+    assert (unknown.verdict, unknown.found) == ("ok", f"{sd15.HUB_ID} not here, 4.26 GB")
+    assert unknown.advice.startswith("the first run of Stable Diffusion that needs it downloads it; or give a folder")
+    assert check_the_model("a/good", tmp_path, offline=False, ask=reach).advice.startswith("can be had; the first run")
+    private = check_the_model("a/private", tmp_path, offline=False, ask=reach)
+    assert private.verdict == "look"
+    assert "(a/private: it is private or there is none)" in private.advice
+    assert "(a/none: there is none)" in check_the_model("a/none", tmp_path, offline=False, ask=reach).advice
+    offline = check_the_model("a/good", tmp_path, offline=True, ask=reach)
+    assert offline.verdict == "look"
+    assert offline.advice.startswith("HF_HUB_OFFLINE is set, so it cannot be downloaded: unset it once, or give")
+
+
+def test_a_cached_model(tmp_path):
+    snapshot = tmp_path / "models--a--good" / "snapshots" / "0123"
+    for part in ("unet", "vae"):
+        (snapshot / part).mkdir(parents=True)
+        (snapshot / part / "diffusion_pytorch_model.safetensors").touch()
+    assert "not here" in check_the_model("a/good", tmp_path, offline=True, ask=None).found  # one part is missing
+    (snapshot / "text_encoder").mkdir()
+    (snapshot / "text_encoder" / "model.fp16.safetensors").touch()
+    assert check_the_model("a/good", tmp_path, offline=True, ask=None) == Check(
+        what="model", found=f"a/good in {snapshot}"
+    )
+
+
+def test_a_model_on_this_machine(tmp_path):
+    def look(model) -> Check:
+        return check_the_model(str(model), tmp_path, offline=False, ask=None)
+
+    assert look("pocket") == Check(what="model", found="the carried one")
+    assert look(pocket.MODEL) == Check(what="model", found=f"{pocket.MODEL}, a folder")
+    (tmp_path / "old.ckpt").write_bytes(b"PK")
+    for name, words in (
+        (tmp_path / "old.ckpt", "is a pickle"),
+        ("nothing", "no model at 'nothing'"),
+        (tmp_path, "holds no model_index.json"),
+        (next(iter(DELETED)), "was deleted from the hub"),
+    ):
+        bad = look(name)
+        assert (bad.verdict, bad.found) == ("missing", f"{name} cannot be used")
+        assert words in bad.advice
+
+
+def test_the_towers_are_where_open_clip_gets_them(tmp_path):
+    import open_clip
+
+    for name, repo in module.TOWERS.items():
+        config = open_clip.get_pretrained_cfg(*name.split(":"))
+        assert config["hf_hub"].rstrip("/") == repo
+    absent = check_towers(tmp_path, offline=False, ask=None)
+    assert absent.found == ("ViT-L-14-quickgelu:openai not here, 1.71 GB; ViT-B-32:laion2b_s34b_b79k not here, 605 MB")
+    folders = []
+    for repo, file in zip(module.TOWERS.values(), ("model.safetensors", "pytorch_model.bin"), strict=True):
+        folders.append(tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / "0")
+        folders[-1].mkdir(parents=True)
+        (folders[-1] / "open_clip_config.json").touch()
+        assert "not here" in check_towers(tmp_path, offline=False, ask=None).found
+        (folders[-1] / f"open_clip_{file}").touch()
+    there = check_towers(tmp_path, offline=True, ask=None)
+    assert (there.verdict, there.advice) == ("ok", "")
+    assert all(str(folder) in there.found for folder in folders)
+
+
+def test_the_aesthetic_heads(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    absent = check_heads(HEADS, offline=False, ask=None)
+    assert (absent.verdict, absent.found) == ("ok", "aesthetic_v1 not here; aesthetic_v2 not here")
+    assert "rewards.sources.aesthetic_v2=FILE" in absent.advice
+    heads = [dataclasses.replace(head, sha256=hashlib.sha256(b"good").hexdigest()) for head in HEADS]
+    for head, content in zip(heads, (b"good", b"", b"evil"), strict=True):
+        head.path.parent.mkdir(exist_ok=True)
+        head.path.write_bytes(content)
+    damaged = check_heads(heads, offline=True, ask=None)
+    assert damaged.verdict == "look"
+    assert damaged.found == f"aesthetic_v1 in {heads[0].path}; aesthetic_v2 not here"
+    heads[2].path.write_bytes(b"good")
+    assert check_heads(heads, offline=True, ask=None).verdict == "ok"
 
 
 def test_trackers_are_optional():
@@ -238,12 +391,25 @@ def test_the_command_on_this_machine(tmp_path, monkeypatch):
     numbers = json.loads(target.read_text(encoding="utf-8"))
     assert numbers["ready"] is True
     assert {"what", "found", "verdict", "advice"} == set(numbers["checks"][0])
-    assert len(numbers["checks"]) == 9
+    assert [check["what"] for check in numbers["checks"]][-5:] == [
+        "hub",
+        "model",
+        "CLIP towers",
+        "aesthetic heads",
+        "trackers",
+    ]
+
+
+def test_the_command_looks_at_the_model_that_it_is_given(monkeypatch):
+    monkeypatch.setattr(module, "look_at_torch", lambda: (CPU, ""))
+    result = CliRunner().invoke(app, ["--model", "nothing"], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "model: no model at 'nothing'" in result.stdout
 
 
 def test_something_broken_is_exit_code_1_with_what_to_do(monkeypatch):
     broken = [Check(what="torch", found="[gone]", verdict="missing", advice=f"install it again: {MEND}")]
-    monkeypatch.setattr(module, "examine", lambda _: broken)
+    monkeypatch.setattr(module, "examine", lambda *_, **__: broken)
     result = CliRunner().invoke(app, [], catch_exceptions=False)
     assert result.exit_code == 1
     assert "[gone]" in result.stdout

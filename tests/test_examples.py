@@ -47,7 +47,8 @@ def help_commands() -> list[str]:
 
 def is_carried(command: str) -> bool:
     """Whether a command needs no other model than the carried one."""
-    return "stable-diffusion" not in command and ":openai" not in command
+    others = ("stable-diffusion", ":openai", "resolution-256", "monet-style-cat", "style-prompts", "model.safetensors")
+    return not any(word in command for word in others)
 
 
 ALL = list(dict.fromkeys([*readme_commands(), *help_commands()]))

@@ -10,18 +10,28 @@ import sys
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from raft_diffusion import pocket, sd15
 from raft_diffusion.commands.plan import plan
 from raft_diffusion.core.config import Config
-from raft_diffusion.planning.costs import decoder_cost, encoder_cost, text_encoder_cost, tower_cost, unet_cost
-from raft_diffusion.planning.forecast import clock, forecast, size, unet_calls
+from raft_diffusion.planning import memory
+from raft_diffusion.planning.costs import (
+    decoder_cost,
+    encoder_cost,
+    text_encoder_cost,
+    tiny_decoder_cost,
+    tower_cost,
+    unet_cost,
+)
+from raft_diffusion.planning.forecast import clock, forecast, sampling_rows, size, unet_calls
 from raft_diffusion.planning.machine import Machine
-from raft_diffusion.planning.networks import find_networks, find_tower
-from raft_diffusion.planning.speed import card_speed
+from raft_diffusion.planning.networks import find_networks, find_tiny, find_tower
+from raft_diffusion.planning.parts import find_parts, number_width
+from raft_diffusion.planning.speed import Measured, card_speed
+from raft_diffusion.planning.walk import Walk
 from raft_diffusion.runs import PRESETS
 from raft_diffusion.webui import SCHEDULERS
 
@@ -171,31 +181,102 @@ def test_the_decoders_operations_are_those_that_torch_counts():
         assert 2 * decoder_cost(config, size=(16, 24)).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_a_training_step_keeps_what_torch_keeps_and_costs_twice_the_forward_pass():
+@pytest.mark.parametrize("targets", [ATTENTION, EVERYTHING])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.filterwarnings("ignore:There are modules")
+def test_a_training_step_keeps_what_torch_keeps_and_costs_twice_the_forward_pass(targets, half):
     import torch
     from diffusers import UNet2DConditionModel  # pyright: ignore
     from peft import LoraConfig
     from torch.utils.flop_counter import FlopCounterMode
 
+    from raft_diffusion.diffusion.adapter import TARGETS
+
     config = find_networks("pocket").unet
-    unet = UNet2DConditionModel.from_pretrained(pocket.MODEL / "unet").eval().requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    dtype = torch.bfloat16 if half else torch.float32
+    unet = UNet2DConditionModel.from_pretrained(pocket.MODEL / "unet", torch_dtype=dtype).eval().requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=16, target_modules=[ending for name in targets for ending in TARGETS[name]]))
+    for parameter in filter(lambda parameter: parameter.requires_grad, unet.parameters()):
+        parameter.data = parameter.data.float()  # as `diffusion.adapter` does
     weights = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes() // 4
+            kept[storage._cdata] = tensor  # alive until the end, so that no number is given twice
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = unet(torch.zeros(2, 4, 16, 16), torch.ones(2), torch.zeros(2, 32, 96)).sample.sum()
-        loss.backward()
-    cost = unet_cost(config, size=(16, 16), tokens=32, rank=16, targets=ATTENTION)
-    assert 2 * cost.saved == pytest.approx(sum(kept.values()), rel=0.15)
-    assert 2 * 2.05 * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+    inputs = (torch.zeros(2, 4, 16, 16, dtype=dtype), torch.ones(2), torch.zeros(2, 32, 96, dtype=dtype))
+    costs = {
+        recompute: unet_cost(
+            config, size=(16, 16), tokens=32, rank=16, targets=targets, width=2 if half else 4, recompute=recompute
+        )
+        for recompute in (False, True)
+    }
+    for recompute, cost in costs.items():
+        if recompute:
+            unet.enable_gradient_checkpointing()
+        kept.clear()
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = unet(*inputs).sample.float().sum()
+            loss.backward()
+        found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        if recompute:  # torch's hooks see what is kept between the blocks, and not the one that is run again
+            assert 0.4 * 2 * cost.saved < found < 2 * cost.saved < 0.6 * 2 * costs[False].saved
+        else:
+            assert 2 * cost.saved == pytest.approx(found, rel=0.15)
+        factor = 2 * (2.05 + recompute) * cost.flops / counter.get_total_flops()
+        assert 0.9 < factor < (1.25 if recompute else 1.1)  # a block before anything learns is not run again
+
+
+def test_a_recomputed_block_keeps_its_input_and_the_largest_is_there_again():
+    """Counted by hand: a LoRA of rank 2 on a layer of 10 numbers to 10, on 3 tokens, between norms of 30 numbers."""
+
+    def saved(*, recompute: bool, width: int = 4) -> int:
+        walk = Walk(rank=2, targets=("attention",), width=width, recompute=recompute)
+        walk.norm(10, 3)  # before anything learns: kept by nobody
+        for norms in (1, 3, 2):
+            with walk.block(30):
+                walk.linear(10, 10, 3, group="attention")
+                for _ in range(norms):
+                    walk.norm(10, 3)
+        return walk.cost().saved
+
+    layer = 30 + 2 * 3
+    assert saved(recompute=False) == 4 * (3 * layer + 6 * 30)
+    assert saved(recompute=True) == 4 * (3 * 30 + layer + 3 * 30)
+    assert saved(recompute=False, width=2) == 3 * 4 * layer + 2 * 6 * 30  # the LoRA keeps float32 copies
+
+
+def test_the_tiny_decoder_is_diffusers_own():
+    import torch
+    from diffusers import AutoencoderTiny  # pyright: ignore
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = find_tiny("someone/taesd")
+    assert config is not None
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        tiny = AutoencoderTiny().eval()
+        tiny.decode(torch.zeros(2, 4, 16, 24))
+    cost = tiny_decoder_cost(config, size=(16, 24))
+    assert cost.parameters == sum(weights.numel() for weights in tiny.decoder.parameters())
+    assert 2 * cost.parameters == pytest.approx(sum(weights.numel() for weights in tiny.parameters()), rel=0.01)
+    assert 2 * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_what_is_taken_over_from_the_code_that_runs_is_the_same_there(monkeypatch):
+    import torch
+
+    from raft_diffusion.diffusion import choose_dtype, sampler
+
+    assert memory.DECODED_PIXELS == sampler.DECODED_PIXELS
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    for precision in ("auto", "fp32", "bf16", "fp16"):
+        for device in ("cpu", "cuda", "mps"):
+            if (precision, device) != ("fp16", "cpu"):
+                assert number_width(precision, device) == choose_dtype(precision, device).itemsize
 
 
 # --- what is estimated ------------------------------------------------------------------------------------------------
@@ -214,6 +295,31 @@ def test_the_demos_as_they_were_measured(name, idle, busy, peak, disk):
     assert result.known
 
 
+def test_a_full_size_round_as_it_was_measured():
+    """7.18 GB: float32 on a CPU at 256 px, 2 prompts x 2 pictures x 2 steps sampled at once, 2 steps of 2 trained."""
+    changes = [f"sampling.{key}={value}" for key, value in SMALL_ROUND.items()]
+    others = ("prompts.held_out=[]", "rewards.held_out=none", "rewards.weights={ compressibility = 1.0 }")
+    tuning = ("selection.best=1", "tuning.rank=4", "tuning.steps=2", "tuning.batch_size=2", "evaluation.pairs=2")
+    result = expect("pocket-monet", "model=a/b", "prompts.train=['cat', 'dog']", *changes, *others, *tuning)
+    assert (result.images_per_round, result.unet_evaluations // result.rounds) == (4, 4 * 2 * 2)
+    assert result.peak_memory_bytes == pytest.approx(7.18e9, rel=0.2)
+    least = expect("pocket-monet", "model=a/b", *changes, *others, *tuning, "sampling.batch_size=1")
+    assert least.peak_memory_bytes == pytest.approx(7.01e9, rel=0.2)  # while it loads
+
+
+SMALL_ROUND = {
+    "width": 256,
+    "height": 256,
+    "num_inference_steps": 2,
+    "guidance_scale": 7.5,
+    "collect_guidance_scale": "none",
+    "samples_per_prompt": 2,
+    "groups_per_prompt": 1,
+    "batch_size": 4,
+}
+
+
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 64))
 def test_more_rounds_take_as_much_longer_and_a_larger_batch_more_memory(rounds, batch):
     one = expect("pocket-monet", "rounds=1", f"sampling.batch_size={batch}")
@@ -269,7 +375,6 @@ def noted(*changes: str, machine: Machine = PC) -> str:
 
 
 def test_the_notes():
-    assert "more memory than the 1 GB that are there" in noted(machine=Machine(cores=2, memory=10**9))
     assert "not counted" in noted("rewards.custom=['mine:bright']", "rewards.weights={ bright = 1.0 }")
     assert "CLIP tower odd:one is taken to be of ViT-L-14's size" in noted("rewards.scorer=odd:one")
     assert "may end earlier: after 3 rounds" in noted("stop_when_flat=3")
@@ -277,6 +382,94 @@ def test_the_notes():
     idle = dataclasses.replace(CARD, torch_cuda=None)
     assert "--torch-backend=auto" in noted(machine=idle)
     assert "--torch-backend=auto" not in noted("device=cpu", machine=idle)
+
+
+FULL = ("model=a/b", "rewards.scorer='ViT-L-14-quickgelu:openai'", "rewards.held_out='ViT-B-32:laion2b_s34b_b79k'")
+LARGE = (*FULL, "sampling.width=512", "sampling.height=512")
+
+
+def test_the_weights_take_their_precisions_bytes():
+    """Parameters as published: UNet, VAE, text encoder, ViT-L/14, ViT-B/32; PickScore is a ViT-H/14."""
+    model, towers = 859_520_964 + 83_653_863 + 123_060_480, 427_616_513 + 151_277_313
+
+    def weights(*changes: str, device: str = "cuda") -> int:
+        config = preset("pocket-monet", *FULL, *changes)
+        return find_parts(config, find_networks("a/b"), latent=(8, 8), device=device).weights
+
+    assert weights() == 2 * (model + towers)
+    assert weights(device="cpu") == weights(device="mps") == 4 * (model + towers)
+    assert weights("precision=fp32") == 4 * model + 2 * towers  # the towers' precision is the device's own
+    assert weights("precision=bf16", device="cpu") == 2 * model + 4 * towers
+    more = weights("rewards.weights={ text_image = 1.0, pickscore = 1.0 }") - weights()
+    assert more == 2 * 986_109_441
+    alone = weights("rewards.weights={ pickscore = 1.0 }", "rewards.held_out=none")
+    assert alone == 2 * (model + 986_109_441)
+    assert weights("rewards.held_out=hpsv2.1") == 2 * (model + 427_616_513 + 986_109_441)
+
+
+def test_gradient_checkpointing_takes_less_memory_and_one_more_forward_pass():
+    changes = (*LARGE, "sampling.batch_size=4")
+    plain, again = (
+        expect("pocket-monet", *changes, f"tuning.gradient_checkpointing={on}", machine=CARD)
+        for on in ("false", "true")
+    )
+    assert again.peak_memory_bytes < 0.8 * plain.peak_memory_bytes
+    none = expect("pocket-monet", *changes, "tuning.steps=1", machine=CARD)
+    tuning = plain.seconds_per_round - none.seconds_per_round
+    assert again.seconds_per_round - plain.seconds_per_round == pytest.approx(tuning / 2.05, rel=0.15)
+
+
+def test_pictures_are_decoded_four_at_once_and_a_tiny_decoder_saves_time():
+    changes = (*LARGE, "tuning.gradient_checkpointing=true", "tuning.batch_size=1", "sampling.num_inference_steps=4")
+
+    def peak(batch: int) -> int:
+        return expect("pocket-monet", *changes, f"sampling.batch_size={batch}", machine=CARD).peak_memory_bytes
+
+    assert peak(2) < peak(4) == peak(6)
+    whole, tiny = (
+        expect("pocket-monet", *changes, f"sampling.tiny_decoder={name}", machine=CARD) for name in ("none", "a/taesd")
+    )
+    assert tiny.seconds_per_round < 0.9 * whole.seconds_per_round
+    assert tiny.seconds_evaluation == whole.seconds_evaluation  # which decodes with the VAE
+
+
+@pytest.mark.parametrize("gigabytes", [10, 8, 6])
+def test_what_helps_where_memory_is_short_does_help(gigabytes):
+    card = dataclasses.replace(CARD, card_memory=gigabytes * 10**9)
+    changes = (*LARGE, "sampling.batch_size=16", "tuning.batch_size=8")
+    before = expect("pocket-monet", *changes, machine=card)
+    note = before.notes[-1]
+    assert f"more memory than the {gigabytes} GB that are there: set tuning.gradient_checkpointing = true" in note
+    told = note.partition(": set ")[2].partition(", which brings it to ")[0].split(" and ")
+    after = expect("pocket-monet", *changes, *(setting.replace(" = ", "=") for setting in told), machine=card)
+    assert f"which brings it to {size(after.peak_memory_bytes)} and changes no picture" in note
+    assert after.peak_memory_bytes <= gigabytes * 10**9 < before.peak_memory_bytes
+    assert (after.images, after.tuning_samples) == (before.images, before.tuning_samples)
+    assert not any("more memory" in note for note in after.notes)
+
+
+def test_where_nothing_helps_enough():
+    small = dataclasses.replace(CARD, card_memory=10**9)
+    assert "would bring it to" in expect("pocket-monet", *LARGE, machine=small).notes[-1]
+    assert "which is still too much: make smaller pictures" in expect("pocket-monet", *LARGE, machine=small).notes[-1]
+    least = ("sampling.batch_size=1", "tuning.batch_size=1", "tuning.gradient_checkpointing=true")
+    note = noted(*least, machine=Machine(cores=2, memory=10**9))
+    assert "more memory than the 1 GB that are there, and no setting but smaller pictures" in note
+
+
+def test_a_measurement_corrects_the_time():
+    before = expect("pocket-monet", "evaluation.pairs=2", "prompts.held_out=[]")
+    config = preset("pocket-monet")
+    assert sampling_rows(config) == 2 * 64  # guided: 64 pictures at once
+    assert sampling_rows(preset("pocket-monet", "sampling.collect_guidance_scale=1")) == 64
+    assert sampling_rows(preset("pocket-monet", "sampling.batch_size=500")) == 2 * 128  # a round has no more
+    slow = forecast(config, machine=PC, measured=Measured(unet_seconds=60.0, tuning_seconds=10.0))
+    calls = 128 // 64 * 12
+    assert slow.seconds_per_round == pytest.approx(calls * 60.0 + 60 * 10.0, rel=0.25)  # decoding and scoring besides
+    assert slow.seconds_per_round > calls * 60.0 + 60 * 10.0
+    assert slow.known
+    assert "measured here, 60 s for a UNet call of 128 rows and 10 s for a pass of finetuning" in "".join(slow.notes)
+    assert slow.peak_memory_bytes == before.peak_memory_bytes
 
 
 def test_the_sentence_before_a_run():
@@ -322,7 +515,8 @@ def test_a_models_folder_is_read_and_its_factor_divides_the_size(tmp_path):
 
 def test_models_that_are_none(tmp_path):
     for name, message in (
-        ("pockets", r"no model at 'pockets'; give a folder in the diffusers layout, a hub id"),
+        ("pockets", r"no model at 'pockets'; give a folder in the diffusers layout, a .safetensors checkpoint, a hub"),
+        ("runwayml/stable-diffusion-v1-5", r"was deleted from the hub; the same model is there as stable-diffusion"),
         (str(tmp_path), r"holds no model_index.json"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -334,6 +528,35 @@ def test_models_that_are_none(tmp_path):
     (tmp_path / "unet" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config.json is no valid JSON"):
         find_networks(str(tmp_path))
+
+
+def checkpoint(path, channels: int = 4):
+    """The header of a checkpoint in the LDM layout, without data."""
+    shapes = {
+        "model.diffusion_model.input_blocks.0.0.weight": [320, channels, 3, 3],
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [320, 768],
+        "first_stage_model.decoder.conv_in.weight": [512, 4, 3, 3],
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": [768],
+    }
+    table = {name: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    header = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    return f"model={json.dumps(str(path))}"
+
+
+def test_a_checkpoint_is_told_from_its_header(tmp_path):
+    file = checkpoint(tmp_path / "mine.safetensors")
+    hub, own = expect("pocket-monet", "model=a/b"), expect("pocket-monet", file)
+    assert (own.seconds, own.peak_memory_bytes) == (hub.seconds, hub.peak_memory_bytes)
+    assert not any("is taken to be" in note for note in own.notes)
+    (tmp_path / "mine.yaml").write_text("model: 3", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mine.yaml has no section model.params that can be read"):
+        expect("pocket-monet", file)
+    with pytest.raises(ValueError, match=r"is an inpainting checkpoint"):
+        expect("pocket-monet", checkpoint(tmp_path / "other.safetensors", channels=9))
+    (tmp_path / "old.ckpt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"is a pickle"):
+        expect("pocket-monet", f"model={json.dumps(str(tmp_path / 'old.ckpt'))}")
 
 
 def test_devices_that_cannot_be():
@@ -375,6 +598,22 @@ def test_the_numbers_as_json(tmp_path):
     assert numbers["peak_memory_bytes"] > 10**9
     assert numbers["folder"].startswith("runs")
     assert numbers["device"] == "1 CPU thread"
+    assert numbers["measured"] is None
+
+
+def test_measure_runs_the_model_and_says_so(tmp_path):
+    target = tmp_path / "plan.json"
+    chosen = ["sampling.batch_size=4", "tuning.batch_size=2", "sampling.collect_guidance_scale=none"]
+    changes = [argument for setting in chosen for argument in ("--set", setting)]
+    arguments = ["pocket-resolution", "--threads", "1", "--device", "cpu", *changes]
+    result = CliRunner().invoke(app, [*arguments, "--measure", "--json", str(target)], catch_exceptions=False)
+    numbers = json.loads(target.read_text(encoding="utf-8"))
+    assert "time is corrected by a measurement" in result.stdout
+    unet, tuning = (numbers["measured"][key] for key in ("unet_seconds", "tuning_seconds"))
+    assert min(unet, tuning) > 0
+    batches, steps = 160 // 4, 150
+    assert numbers["seconds_per_round"] > batches * 12 * unet + steps * tuning
+    assert any(f"a UNet call of 4 rows and {tuning:.3g} s" in note for note in numbers["notes"])
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,46 @@ def test_defaults_fit_the_model():
     assert order(count=3, seed=4).draws()[2].seed == 6
 
 
+def test_what_a_model_needs_comes_from_the_run_unless_the_model_is_another(run):
+    keys = ("revision", "variant", "prediction_type", "precision")
+    changes = ["model=owner/name", "revision=v2", "variant=fp16", "prediction_type=v_prediction", "precision=bf16"]
+    config = Config.load(run / "config.toml").with_overrides(changes)
+    (run / "config.toml").write_text(config.to_toml())
+
+    def chosen(*arguments, **given):
+        taken = order([], *arguments, **given) if arguments else order(**given)
+        return tuple(getattr(taken, key) for key in keys)
+
+    assert chosen(run) == chosen(run, model="owner/name") == ("v2", "fp16", "v_prediction", "bf16")
+    assert chosen(run, variant="x", prediction_type="epsilon") == ("v2", "x", "epsilon", "bf16")
+    assert chosen(run, model="pocket") == (None, None, None, "bf16")
+    assert chosen() == (None, None, None, "auto")
+    assert chosen(model="owner/name", revision="v3") == ("v3", None, None, "auto")
+
+
+def test_the_models_options_reach_it(monkeypatch):
+    from raft_diffusion import diffusion
+
+    given = {}
+
+    def stop(model, **options):
+        given.update(options, model=model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diffusion, "load", stop)
+    taken = order(model="owner/name", revision="r", variant="v", prediction_type="epsilon", precision="bf16")
+    with pytest.raises(KeyboardInterrupt):
+        sampling.load_policy(taken, device="cpu", threads=1)
+    assert (given["model"], given["revision"], given["variant"]) == ("owner/name", "r", "v")
+    assert (given["prediction_type"], given["dtype"]) == ("epsilon", torch.bfloat16)
+
+
+def test_a_checkpoint_has_pictures_of_multiples_of_8(tmp_path):
+    (tmp_path / "m.safetensors").touch()
+    with pytest.raises(ValueError, match="--width is 60; this model needs a multiple of 8, such as 64"):
+        sampling.check(order(model=str(tmp_path / "m.safetensors"), width=60), tmp_path)
+
+
 def test_prompts_may_come_from_a_file_and_keep_their_own_negative(tmp_path):
     (tmp_path / "p.csv").write_text("prompt,negative_prompt\ncat,dog\nbird,\n")
     taken = order([str(tmp_path / "p.csv"), "tree"], negative="sea")

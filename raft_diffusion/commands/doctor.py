@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Json, collected, make_console
+from .options import Json, Model, collected, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,20 +18,31 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "look": "yellow", "missing": "bold red"}
 
 
-def doctor(json_file: Json = None) -> None:
-    """Look at Python, packages, torch, the graphics card, the disk and the carried model; say what to mend.
+def doctor(
+    model: Model = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the hub for what is not here; nothing is downloaded.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """Look at Python, packages, torch, the graphics card, the disk, the carried model, and what Stable Diffusion 1.5
+    needs from the hub; say what to do.
 
     It imports torch, which takes some seconds, and needs no network. Exit code 1 where something needed is missing or
     broken, else 0.
 
     Example: raft-diffusion doctor
+
+    Example: raft-diffusion doctor --online
+
+    Example: raft-diffusion doctor --model model.safetensors
     """
     from ..doctor import examine
 
     console = make_console(json_file)
     with collected(json_file) as numbers:
         with console.status("looking around; torch takes some seconds"):
-            checks = examine(Path.cwd())
+            checks = examine(Path.cwd(), model=model, online=online)
         show(console, checks)
         numbers["ready"] = all(check.verdict != "missing" for check in checks)
         numbers["checks"] = [asdict(check) for check in checks]

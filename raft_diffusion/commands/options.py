@@ -33,8 +33,11 @@ ConfigName = Annotated[
     typer.Argument(metavar="PRESET|CONFIG.toml", help="A preset's name or a TOML file.", autocompletion=preset_names),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="pocket, a folder in the diffusers layout, or a hub id.")
+    str | None, typer.Option("--model", metavar="M", help="pocket, a folder, a .safetensors checkpoint, or a hub id.")
 ]
+Revision = Annotated[str | None, typer.Option("--revision", metavar="REF", help="A hub id's branch, tag or commit.")]
+Variant = Annotated[str | None, typer.Option("--variant", metavar="NAME", help="Which weights are read, as fp16.")]
+Prediction = Annotated[str | None, typer.Option("--prediction-type", metavar="KIND", help="epsilon or v_prediction.")]
 Prompts = Annotated[
     str | None, typer.Option("--prompts", metavar="FILE|TEXT", help="A .txt, .csv or .toml, a carried list, or a text.")
 ]

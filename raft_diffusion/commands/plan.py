@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .options import ConfigName, Device, HeldOut, Json, Model, Prompts, Set, Threads, collected, make_console
 
@@ -22,13 +24,21 @@ def plan(
     device: Device = None,
     threads: Threads = None,
     changes: Set = None,
+    measured: Annotated[
+        bool, typer.Option("--measure", help="Load the model, run two UNet steps and two of finetuning, and correct.")
+    ] = False,
     json_file: Json = None,
 ) -> None:
-    """Say what `train` would make and take with the same settings, and refuse what it would refuse. Loads nothing.
+    """Say what `train` would make and take with the same settings, and refuse what it would refuse. Loads nothing but
+    for --measure.
 
-    Images and steps are exact. Time, memory and disk are estimates.
+    Images and steps are exact. Time, memory and disk are estimates; --measure corrects the time.
 
     Example: raft-diffusion plan pocket-monet --set rounds=6
+
+    Example: raft-diffusion plan resolution-256 --model model.safetensors
+
+    Example: raft-diffusion plan pocket-resolution --measure
 
     Example: raft-diffusion plan pocket-monet --json -
     """
@@ -46,9 +56,16 @@ def plan(
     )
     assemble.check(resolved)
     with collected(json_file) as numbers:
+        console = make_console(json_file)
         result = forecast(resolved, machine=this_machine())
+        if measured:
+            from ..planning.measure import measure
+
+            with console.status("loading the model, and running a few steps of it"):
+                rates = measure(resolved)
+            result = forecast(resolved, machine=this_machine(), measured=rates)
         folder = runs.default_folder(resolved)
-        show(make_console(json_file), result, folder)
+        show(console, result, folder)
         numbers.update(to_json(result, folder))
 
 
@@ -75,7 +92,9 @@ def show(console: Console, result: Forecast, folder: Path) -> None:
     for what, words in rows(result, folder):
         table.add_row(what, Text(words))
     console.print(table)
-    console.print("Images and steps are exact; time, memory and disk are estimates.", highlight=False)
+    timed = "time is corrected by a measurement; memory and disk are estimates"
+    guessed = "time, memory and disk are estimates"
+    console.print(f"Images and steps are exact; {timed if result.measured else guessed}.", highlight=False)
     for note in result.notes:
         console.print(Text(f"- {note}"), soft_wrap=True)
 

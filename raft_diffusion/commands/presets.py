@@ -37,8 +37,9 @@ def presets(
         console.print("Print one with: raft-diffusion presets NAME > mine.toml", highlight=False)
         return
     if name not in paths:
-        near = difflib.get_close_matches(name, paths, n=2, cutoff=0.4) or list(paths)
-        raise ValueError(f"unknown preset {name!r}: did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name, paths, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(paths)}"
+        raise ValueError(f"unknown preset {name!r}: {hint}")
     sys.stdout.write(paths[name].read_text(encoding="utf-8"))
 
 
@@ -55,7 +56,7 @@ def listing(paths: dict[str, Path]) -> Table:
     table.add_column("preset", style="bold", no_wrap=True)
     table.add_column("what it does")
     table.add_column("images", justify="right", no_wrap=True)
-    table.add_column("about", justify="right", no_wrap=True)
+    table.add_column("time here", justify="right", no_wrap=True)
     for name, path in paths.items():
         result = forecast(Config.load(path), machine=machine)
         what = purpose(path.read_text(encoding="utf-8"))

@@ -101,11 +101,13 @@ def score_pictures(
     from .. import assemble
     from ..core.records import Scored
     from ..gallery import score_gallery
-    from ..rewards import score_name
+    from ..rewards import PREFERENCES, TOWER_REWARDS, score_name
 
     require_prompts(samples, names)
     with console.status("loading the rewards"):
-        if threads or set(assemble.TOWER_REWARDS) & set(names):  # the others may do without torch, which takes its time
+        if threads or {*TOWER_REWARDS, *PREFERENCES} & set(
+            names
+        ):  # the others may do without torch, which takes its time
             assemble.prepare(threads)
         rewards = assemble.make_scorers(names, scorer=scorer, device=device or "auto")
     parts = (TextColumn("scoring"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())

@@ -9,10 +9,13 @@ from .options import (
     Json,
     Model,
     Out,
+    Prediction,
     Prompts,
+    Revision,
     Seed,
     Set,
     Threads,
+    Variant,
     collected,
     make_console,
 )
@@ -21,6 +24,9 @@ from .options import (
 def train(
     config: ConfigName,
     model: Model = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
     out: Out = None,
@@ -46,6 +52,9 @@ def train(
     resolved = runs.load_config(
         config,
         model=model,
+        revision=revision,
+        variant=variant,
+        prediction_type=prediction_type,
         prompts=prompts,
         held_out=held_out,
         seed=seed,

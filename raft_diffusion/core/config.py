@@ -91,6 +91,9 @@ class Sampling(_Section):
     batch_size: int = Field(8, ge=1, le=10_000, description="pictures sampled at once; it changes none of them")
     negative_prompt: str = Field("", description="what to keep out")
     clip_skip: int = Field(1, ge=1, le=12, description="layer of the text encoder, from the end; 1: the last")
+    tiny_decoder: str | None = Field(
+        None, min_length=1, description="an AutoencoderTiny that decodes candidates, a folder or hub id; none: the VAE"
+    )
 
 
 class Rewards(_Section):
@@ -99,8 +102,11 @@ class Rewards(_Section):
     weights: dict[str, float] = Field({"text_image": 1.0}, min_length=1, description="weight of each ranking reward")
     method: Literal["zscore", "fixed"] = Field("zscore", description="per-prompt z-scores, or raw scores as they are")
     scorer: str = Field("pocket", description="the CLIP tower of text_image and aesthetic")
-    held_out: str | None = Field(None, description="a tower that scores candidates and never ranks")
+    held_out: str | None = Field(
+        None, description="a tower, pickscore or hpsv2.1 that scores candidates and never ranks"
+    )
     custom: list[str] = Field([], description='own rewards, "module:function"')
+    sources: dict[str, str] = Field({}, description="reward -> file or folder of its weights; else downloaded")
 
 
 class Selection(_Section):
@@ -130,6 +136,7 @@ class Tuning(_Section):
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="precision of the forward pass")
     warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up")
     restart: bool = Field(False, description="start every round from the base, on the winners of all rounds")
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
 
 
 class Evaluation(_Section):
@@ -144,7 +151,15 @@ class Config(_Section):
     """All settings of a run."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="part of the run folder's name")
-    model: str = Field("pocket", min_length=1, description="the carried model, a diffusers folder or a hub id")
+    model: str = Field("pocket", min_length=1, description="pocket, a folder, a .safetensors file or a hub id")
+    revision: str | None = Field(None, min_length=1, description="a hub id's branch, tag or commit; none: its main one")
+    variant: str | None = Field(None, min_length=1, description='which weights are read, such as "fp16"; none: plain')
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="what the UNet predicts, noise or velocity; none: what the model says"
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="of the frozen weights; auto: fp32 on a CPU and mps, bf16 or fp16 on CUDA"
+    )
     vae: str | None = Field(None, min_length=1, description="a VAE's file or folder; none: the model's own")
     seed: int = Field(0, ge=0, lt=2**63, description="fixes every random draw")
     rounds: int = Field(4, ge=1, le=10_000, description="rounds of sampling, ranking and finetuning")
@@ -185,20 +200,21 @@ class Config(_Section):
 
     def with_overrides(self, changes: Sequence[str]) -> Config:
         """A copy with changes such as "tuning.rank=8"; a value is TOML, or a bare string; `none` clears a setting
-        and takes a reward out of rewards.weights. Raises ValueError with every problem in one message."""
+        and takes a reward out of rewards.weights or rewards.sources. Raises ValueError with every problem at once."""
         values = self.model_dump(mode="json")
         for change in changes:
             key, equals, text = change.partition("=")
             if not equals or not key.strip():
                 raise ValueError(one_line(f"--set {change}: write KEY=VALUE, such as tuning.rank=8"))
-            *sections, name = key.strip().split(".")
+            by_name = key.strip().startswith(("rewards.weights.", "rewards.sources."))  # "hpsv2.1" has a dot
+            *sections, name = key.strip().split(".", 2 if by_name else -1)
             table = values
             for section in sections:
                 table = table.setdefault(section, {})
                 if not isinstance(table, dict):
                     raise ValueError(one_line(f"--set {change}: {section!r} is a setting, not a section"))
             table[name] = parse_value(text.strip())
-            if sections == ["rewards", "weights"] and table[name] is None:
+            if sections in (["rewards", "weights"], ["rewards", "sources"]) and table[name] is None:
                 del table[name]
         return self._validated(values, "--set")
 
@@ -302,7 +318,7 @@ def _sound(section: type[_Section], values: dict[str, Any]) -> Any:
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
-        if isinstance(value, dict) and prefix + key != "rewards.weights":
+        if isinstance(value, dict) and prefix + key not in ("rewards.weights", "rewards.sources"):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

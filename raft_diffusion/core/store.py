@@ -16,6 +16,7 @@ import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
@@ -64,7 +65,8 @@ class RunFolder:
         (root / "rounds").mkdir(exist_ok=True)
         for leftover in (root / "rounds").glob(".*.partial"):
             shutil.rmtree(leftover)
-        write_atomically(root / "environment.json", json.dumps(dict(environment), indent=1) + "\n")
+        facts = {"started": _started(root), **environment}
+        write_atomically(root / "environment.json", json.dumps(facts, indent=1) + "\n")
         store = cls(root, codec=codec)
         store._write_metrics()  # a run may have been killed between a round and its line
         return store
@@ -199,6 +201,14 @@ def read_metrics(root: Path) -> list[dict[str, Any]]:
             _expect(_is_numbers(row.get(key, {} if key == "deviation" else None)), place, f"{key} holds no numbers")
         metrics.append(row)
     return metrics
+
+
+def _started(root: Path) -> str:
+    """When the run began, ISO 8601 in UTC: what its first start wrote, else now."""
+    try:
+        return str(json.loads((root / "environment.json").read_text(encoding="utf-8"))["started"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _folder(root: Path, index: int) -> Path:

@@ -2,7 +2,7 @@
 
 from ..webui import PromptWarning
 from .adapter import Adapter
-from .load import Components, load, resolve_model
+from .load import Components, choose_dtype, load, resolve_model
 from .pictures import Picture, PictureCodec, before_after, save_png
 from .sampler import DiffusionPolicy, Settings
 from .sheet import grid
@@ -18,6 +18,7 @@ __all__ = [
     "PromptWarning",
     "Settings",
     "before_after",
+    "choose_dtype",
     "grid",
     "load",
     "resolve_model",

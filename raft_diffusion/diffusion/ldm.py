@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-TEXT_ENCODER = "cond_stage_model.transformer."
+from ..sd15.checkpoint import TEXT_ENCODER, UNET, VAE
 
 RESNET = {
     "norm1": "in_layers.0",

@@ -21,13 +21,17 @@ from PIL import Image
 
 from ..core.records import Draw, Sample
 from ..lora_file import FILE_NAME, find_lora, read_lora
-from ..webui import Infotext, PromptWarning, find_scheduler, literal_syntax, shortened
+from ..webui import SCHEDULERS, Infotext, PromptWarning, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
 from .load import Components
 from .pictures import Picture
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""
+DECODED_PIXELS = 2**20
+"""Decoded at once: four pictures of 512 x 512, or one that is larger. The VAE's memory grows with it."""
+ZERO_SNR = "rescale_betas_zero_snr"
+"""diffusers' setting for a noise schedule whose last level is pure noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class Settings:
     scheduler: a name of `webui.SCHEDULERS` or the diffusers class behind it.
     batch_size: pictures sampled at once; it does not change them.
     eta: the noise of DDIM, 0 to 1 (Song et al. 2020, arXiv:2010.02502, equation 16).
+    tiny_decoder: decode with the components' tiny decoder instead of their VAE; enough for scoring.
     """
 
     width: int
@@ -50,6 +55,7 @@ class Settings:
     scheduler: str
     batch_size: int
     eta: float = 0.0
+    tiny_decoder: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "height", "num_inference_steps", "batch_size"):
@@ -62,9 +68,27 @@ class Settings:
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh diffusers scheduler with the model's own noise schedule. Raises ValueError for an unknown name."""
+    """A fresh diffusers scheduler with the model's own noise schedule.
+
+    Raises ValueError for an unknown name, and for one that cannot take a schedule that ends without any signal.
+    """
     found = find_scheduler(name)
-    return getattr(diffusers, found.kind).from_config(config, **found.changes)
+    kind = getattr(diffusers, found.kind)
+    changes = dict(found.changes)
+    if config.get(ZERO_SNR):
+        if not _knows_zero_snr(kind):
+            known = [name for name, other in SCHEDULERS.items() if _knows_zero_snr(getattr(diffusers, other.kind))]
+            plain = ", ".join(name for name in known if SCHEDULERS[name].sampler == name)
+            raise ValueError(
+                f"the scheduler {name!r} cannot start from pure noise, as this model's zero-terminal-SNR schedule "
+                f"asks for; choose from {plain}"
+            )
+        changes["timestep_spacing"] = "trailing"  # Lin et al. 2023 (arXiv:2305.08891), section 3.3
+    return kind.from_config(config, **changes)
+
+
+def _knows_zero_snr(kind: Any) -> bool:
+    return ZERO_SNR in inspect.signature(kind.__init__).parameters
 
 
 class DiffusionPolicy:
@@ -170,6 +194,7 @@ class DiffusionPolicy:
         """
         settings = settings or self.settings
         scheduler = self._scheduler(settings)
+        tiny = settings.tiny_decoder
         samples: list[Sample] = []
         for start in range(0, len(draws), settings.batch_size):
             batch = draws[start : start + settings.batch_size]
@@ -177,7 +202,7 @@ class DiffusionPolicy:
             for draw, latent in zip(batch, latents, strict=True):
                 if not latent.isfinite().all():
                     raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
-            for draw, latent, image in zip(batch, latents.cpu(), self.decode(latents), strict=True):
+            for draw, latent, image in zip(batch, latents.cpu(), self.decode(latents, tiny=tiny), strict=True):
                 image.info["parameters"] = self._infotext(draw, settings).text()
                 samples.append(Sample(draw, Picture(latent.clone(), image)))
             if self._progress:
@@ -185,12 +210,20 @@ class DiffusionPolicy:
         return samples
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        """The RGB pictures of latents (B, C, h, w) scaled as the UNet sees them."""
-        vae = self.components.vae
-        pixels = vae.decode((latents / vae.config["scaling_factor"]).to(vae.device, vae.dtype), return_dict=False)[0]
-        pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    def decode(self, latents: torch.Tensor, *, tiny: bool = False) -> list[Image.Image]:
+        """The RGB pictures of latents (B, C, h, w) scaled as the UNet sees them.
+
+        However many there are, `DECODED_PIXELS` at most are decoded at once. tiny: by the tiny decoder.
+        """
+        vae: Any = self.components.tiny_decoder if tiny else self.components.vae
+        cell = self.components.scale_factor**2
+        images: list[Image.Image] = []
+        for part in latents.split(max(1, DECODED_PIXELS // (cell * latents[0, 0].numel()))):
+            scaled = (part / vae.config["scaling_factor"]).to(vae.device, vae.dtype)
+            pixels = vae.decode(scaled, return_dict=False)[0].float()
+            pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            images += [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+        return images
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """The text encoder's states (B, T, D), with gradients where it is trained.
@@ -241,6 +274,8 @@ class DiffusionPolicy:
             if pixels % factor:
                 near = max(factor, round(pixels / factor) * factor)
                 raise ValueError(f"{name} is {pixels}; this model needs a multiple of {factor}, such as {near}")
+        if settings.tiny_decoder and self.components.tiny_decoder is None:
+            raise ValueError("these settings decode with a tiny decoder, and the model was loaded without one")
         scheduler = make_scheduler(settings.scheduler, self.components.scheduler_config)
         if settings.num_inference_steps > scheduler.config.num_train_timesteps:
             raise ValueError(
@@ -303,7 +338,7 @@ class DiffusionPolicy:
             width=settings.width,
             height=settings.height,
             model=self.components.name,
-            vae=self.components.vae_name,
+            vae=self.components.tiny_name if settings.tiny_decoder else self.components.vae_name,
             clip_skip=self.clip_skip,
             lora=lora,
             adapter=adapter,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ..core.records import Winner
+from .load import Components
 from .sampler import DiffusionPolicy, Progress, make_scheduler
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -30,7 +32,10 @@ class DiffusionTuner:
     snr_gamma: caps a noise level's weight (min-SNR, Hang et al. 2023, arXiv:2303.09556); None for none.
     condition_drop: the probability that a picture is shown with the empty prompt, for guidance's sake.
     max_grad_norm: gradients are scaled down to this norm at most.
-    mixed_precision: "no", "fp16" (needs a GPU) or "bf16".
+    mixed_precision: "no", "fp16" (needs a GPU) or "bf16". Weights that are fp16 themselves are always tuned as "fp16",
+        with a scaled loss: their gradients would vanish without.
+    gradient_checkpointing: compute the UNet's activations a second time instead of keeping them: less memory, about a
+        third more time, the same gradients (Chen et al. 2016, arXiv:1604.06174).
     restart: learn from the adapter's initial weights each time instead of from its present ones.
     progress: called with ("tune", steps done, steps in all) after each step.
     Raises ValueError for a number out of its range.
@@ -46,6 +51,7 @@ class DiffusionTuner:
     mixed_precision: str = "no"
     warmup_steps: int = 0
     restart: bool = False
+    gradient_checkpointing: bool = False
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +84,7 @@ class DiffusionTuner:
         objective = _Objective(policy, self.snr_gamma, batches.texts)
         parameters = list(adapter.parameters().values())
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
-        accelerator = self._accelerator(policy.components.device)
+        accelerator = self._accelerator(policy.components)
         prepared = accelerator.prepare(optimizer)
         losses: list[float] = []
         norms: list[float] = []
@@ -87,7 +93,7 @@ class DiffusionTuner:
                 group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
             drawn = batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
             for batch in drawn.split(self.batch_size):
-                with accelerator.accumulate(policy.components.unet):
+                with accelerator.accumulate(policy.components.unet), self._checkpointing(policy.components.unet):
                     with accelerator.autocast():
                         loss = objective(batch)
                     losses.append(loss.item())
@@ -95,23 +101,46 @@ class DiffusionTuner:
                         raise RuntimeError(f"the loss of tuning step {step} is {losses[-1]}; lower learning_rate")
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        norm: Any = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
-                        norms.append(float(norm))
+                        norms += self._norm(accelerator, parameters, step)
                     prepared.step()
                     prepared.zero_grad()
             if self.progress:
                 self.progress("tune", step, self.steps)
+        if not norms:
+            raise RuntimeError("no tuning step had a finite gradient; tune more steps, or choose bf16")
         return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
 
-    def _accelerator(self, device: torch.device) -> Accelerator:
-        on_cpu = device.type == "cpu"
-        if on_cpu and self.mixed_precision == "fp16":
+    def _norm(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter], step: int) -> list[float]:
+        """The gradients' norm before they are clipped; [] where a scaled loss overflowed, whose step is left out."""
+        norm: Any = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+        if math.isfinite(norm):
+            return [float(norm)]
+        if accelerator.scaler is None:
+            raise RuntimeError(f"the gradient of tuning step {step} is {float(norm)}; lower learning_rate")
+        return []
+
+    @contextmanager
+    def _checkpointing(self, unet: Any) -> Iterator[None]:
+        """Around a forward and a backward pass alone: whoever samples from this UNet next finds it as it was."""
+        if not self.gradient_checkpointing:
+            yield
+            return
+        unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            unet.disable_gradient_checkpointing()
+
+    def _accelerator(self, components: Components) -> Accelerator:
+        on_cpu = components.device.type == "cpu"
+        precision = "fp16" if components.dtype == torch.float16 else self.mixed_precision
+        if on_cpu and precision == "fp16":
             raise ValueError('mixed_precision "fp16" needs a GPU; on the CPU choose "no" or "bf16"')
         # accelerate keeps one precision a process and refuses another; a later tuner may want its own.
         AcceleratorState._reset_state()
         return Accelerator(
             cpu=on_cpu,
-            mixed_precision=self.mixed_precision,
+            mixed_precision=precision,
             gradient_accumulation_steps=self.gradient_accumulation,
         )
 
@@ -205,4 +234,6 @@ class _Objective:
         if gamma is None:
             return torch.ones_like(signal)
         snr = signal / (1 - signal)
-        return snr.clamp(max=gamma) / (snr + 1 if self._predicts_velocity else snr)
+        if self._predicts_velocity:
+            return snr.clamp(max=gamma) / (snr + 1)
+        return (gamma / snr).clamp(max=1)  # so written it is finite where there is no signal

@@ -1,4 +1,7 @@
-"""A VAE other than the model's own: a diffusers folder, or one file with diffusers' or the original (LDM) names."""
+"""A VAE other than the model's own: a diffusers folder, or one file with diffusers' or the original (LDM) names.
+
+Or a tiny decoder beside it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL  # pyright: ignore
+from diffusers import AutoencoderKL, AutoencoderTiny  # pyright: ignore
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from ..sd15.hub import fetch, shortened
+from ..sd15.source import read_json
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -44,6 +51,36 @@ def load_vae(path: Path, *, like: AutoencoderKL) -> AutoencoderKL:
         if ours != theirs:
             raise ValueError(f"the VAE {path} does not fit this model: its {key} are {theirs}, and {ours} are needed")
     return vae
+
+
+def load_tiny(source: str | Path, *, like: AutoencoderKL) -> AutoencoderTiny:
+    """The AutoencoderTiny (such as TAESD) of a folder or a hub id, in the data type of `like`, the model's VAE.
+
+    It decodes latents as the UNet sees them: its own scaling factor is 1. Raises ValueError for another kind or shape.
+    """
+    folder = Path(source).expanduser()
+    config = folder / "config.json"
+    if folder.exists() and not config.is_file():
+        raise ValueError(f"the tiny decoder {folder} holds no config.json, so it is no folder in the diffusers layout")
+    if not folder.exists():
+        config = fetch(str(source), "config.json", what="tiny decoder")
+    kind = read_json(config).get("_class_name")
+    if kind != "AutoencoderTiny":
+        raise ValueError(f"{source} is {kind}, and a tiny decoder is an AutoencoderTiny, such as TAESD")
+    try:
+        tiny = AutoencoderTiny.from_pretrained(str(source), torch_dtype=like.dtype, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError, HTTPError) as error:
+        raise ValueError(
+            f"cannot load the tiny decoder {source} ({shortened(error)}); it must hold whole safetensors weights"
+        ) from error
+    ours = (like.config["latent_channels"], len(like.config["block_out_channels"]))
+    theirs = (tiny.config["latent_channels"], len(tiny.config["decoder_block_out_channels"]))
+    if ours != theirs:
+        raise ValueError(
+            f"the tiny decoder {source} does not fit this model: it has {theirs[0]} channels and {theirs[1]} levels, "
+            f"and {ours[0]} and {ours[1]} are needed"
+        )
+    return tiny
 
 
 def _folder(path: Path) -> Path:

@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .walk import Cost, Size, Walk
+from .walk import FLOAT, Cost, Size, Walk
 
 
 def unet_cost(
-    config: Mapping[str, Any], *, size: Size, tokens: int, rank: int = 0, targets: Sequence[str] = ()
+    config: Mapping[str, Any],
+    *,
+    size: Size,
+    tokens: int,
+    rank: int = 0,
+    targets: Sequence[str] = (),
+    width: int = FLOAT,
+    recompute: bool = False,
 ) -> Cost:
     """A UNet2DConditionModel of Stable Diffusion 1.x or 2.x, on one latent of the given size and T text tokens.
 
-    rank, targets: of the LoRA on it, as `diffusion.adapter` names its groups of layers.
+    rank, targets: of the LoRA on it, as `diffusion.adapter` names its groups of layers; width: bytes of a number;
+    recompute: with gradient checkpointing, as diffusers does it: every resnet and every transformer block.
     """
-    walk = Walk(rank=rank, targets=targets)
+    walk = Walk(rank=rank, targets=targets, width=width, recompute=recompute)
     first: int = config["block_out_channels"][0]
     walk.linear(first, 4 * first, 1)
     walk.activate(4 * first)
@@ -89,9 +97,9 @@ def _layers(config: Mapping[str, Any], level: int) -> int:
     return _each(config.get("layers_per_block", 2), level)
 
 
-def decoder_cost(config: Mapping[str, Any], *, size: Size) -> Cost:
+def decoder_cost(config: Mapping[str, Any], *, size: Size, width: int = FLOAT) -> Cost:
     """The decoder of an AutoencoderKL on one latent of the given size."""
-    walk = Walk()
+    walk = Walk(width=width)
     channels = list(reversed(config["block_out_channels"]))
     latent = config["latent_channels"]
     if config.get("use_post_quant_conv", True):
@@ -114,9 +122,35 @@ def decoder_cost(config: Mapping[str, Any], *, size: Size) -> Cost:
     return walk.cost()
 
 
-def encoder_cost(config: Mapping[str, Any], *, size: Size) -> Cost:
+def tiny_decoder_cost(config: Mapping[str, Any], *, size: Size, width: int = FLOAT) -> Cost:
+    """The decoder of an AutoencoderTiny on one latent of the given size."""
+    walk = Walk(width=width)
+    channels, blocks = config["decoder_block_out_channels"], config["num_decoder_blocks"]
+    walk.convolve(config["latent_channels"], channels[0], size)
+    walk.activate(channels[0] * size[0] * size[1])
+    for level, (c, count) in enumerate(zip(channels, blocks, strict=True)):
+        for _ in range(count):
+            _tiny_block(walk, c, size)
+        last = level == len(blocks) - 1
+        if not last:
+            size = (2 * size[0], 2 * size[1])
+            walk.activate(c * size[0] * size[1])
+        walk.convolve(c, config["out_channels"] if last else c, size, bias=last)
+    return walk.cost()
+
+
+def _tiny_block(walk: Walk, c: int, size: Size) -> None:
+    numbers = c * size[0] * size[1]
+    with walk.holding(numbers):
+        for _ in range(3):
+            walk.convolve(c, c, size)
+            walk.activate(numbers)
+        walk.add(numbers)
+
+
+def encoder_cost(config: Mapping[str, Any], *, size: Size, width: int = FLOAT) -> Cost:
     """The encoder of an AutoencoderKL on one picture of the given size; RAFT loads it and never runs it."""
-    walk = Walk()
+    walk = Walk(width=width)
     channels, latent = list(config["block_out_channels"]), config["latent_channels"]
     before = channels[0]
     walk.convolve(config["in_channels"], before, size)
@@ -136,38 +170,38 @@ def encoder_cost(config: Mapping[str, Any], *, size: Size) -> Cost:
     return walk.cost()
 
 
-def text_encoder_cost(config: Mapping[str, Any], *, rank: int = 0) -> Cost:
+def text_encoder_cost(config: Mapping[str, Any], *, rank: int = 0, width: int = FLOAT) -> Cost:
     """A CLIPTextModel on one text. rank: of a LoRA on its attention, 0 for none."""
-    walk = Walk(rank=rank, targets=("attention",) if rank else ())
-    width, tokens = config["hidden_size"], config["max_position_embeddings"]
-    walk.weights((config["vocab_size"] + tokens) * width)
+    walk = Walk(rank=rank, targets=("attention",) if rank else (), width=width)
+    c, tokens = config["hidden_size"], config["max_position_embeddings"]
+    walk.weights((config["vocab_size"] + tokens) * c)
     for _ in range(config["num_hidden_layers"]):
-        _encoder_layer(walk, width, tokens, config["intermediate_size"])
-    walk.norm(width, tokens)
+        _encoder_layer(walk, c, tokens, config["intermediate_size"])
+    walk.norm(c, tokens)
     return walk.cost()
 
 
-def tower_cost(config: Mapping[str, Any]) -> tuple[Cost, Cost]:
+def tower_cost(config: Mapping[str, Any], *, width: int = FLOAT) -> tuple[Cost, Cost]:
     """(picture, text): the two halves of an open_clip model, from its `model_cfg`."""
     embedding, vision, text = config["embed_dim"], config["vision_cfg"], config["text_cfg"]
-    picture = Walk()
+    picture = Walk(width=width)
     if isinstance(vision["layers"], int):
         _vision_transformer(picture, vision, embedding)
     else:
         _vision_resnet(picture, vision, embedding)
-    words = Walk()
-    width, tokens = text.get("width", 512), text.get("context_length", 77)
-    words.weights((text.get("vocab_size", 49408) + tokens) * width + 1)  # 1: the temperature
+    words = Walk(width=width)
+    c, tokens = text.get("width", 512), text.get("context_length", 77)
+    words.weights((text.get("vocab_size", 49408) + tokens) * c + 1)  # 1: the temperature
     for _ in range(text.get("layers", 12)):
-        _encoder_layer(words, width, tokens, 4 * width)
-    words.norm(width, tokens)
-    words.linear(width, embedding, 1, bias=False)
+        _encoder_layer(words, c, tokens, 4 * c)
+    words.norm(c, tokens)
+    words.linear(c, embedding, 1, bias=False)
     return picture.cost(), words.cost()
 
 
 def _resnet(walk: Walk, before: int, after: int, size: Size, *, time: int = 0) -> None:
     n = size[0] * size[1]
-    with walk.holding(before * n):
+    with walk.block(before * n), walk.holding(before * n):
         walk.norm(before, n)
         walk.activate(before * n)
         walk.convolve(before, after, size, group="convolution")
@@ -200,23 +234,28 @@ def _attention(walk: Walk, config: Mapping[str, Any], level: int, size: Size, to
         walk.norm(c, n)
         project()
         for _ in range(layers):
-            for width, keys in ((c, n), (cross, tokens)):
-                walk.norm(c, n)
-                walk.linear(c, c, n, group="attention", bias=False)
-                for _ in ("key", "value"):
-                    walk.linear(width, c, keys, group="attention", bias=False, shared=True)
-                walk.attend(c, n, keys)
-                walk.linear(c, c, n, group="attention", shared=True)  # attention keeps its own output
-                walk.add(c * n)
-            walk.norm(c, n)
-            walk.linear(c, 8 * c, n, group="feed_forward")
-            with walk.holding(8 * c * n):
-                walk.activate(4 * c * n)
-                walk.activate(8 * c * n)  # the product of the two halves keeps both
-            walk.linear(4 * c, c, n, group="feed_forward")
-            walk.add(c * n)
+            with walk.block(c * n):
+                _transformer_block(walk, c, n, cross=cross, tokens=tokens)
         project()
         walk.add(c * n)
+
+
+def _transformer_block(walk: Walk, c: int, n: int, *, cross: int, tokens: int) -> None:
+    for width, keys in ((c, n), (cross, tokens)):
+        walk.norm(c, n)
+        walk.linear(c, c, n, group="attention", bias=False)
+        for _ in ("key", "value"):
+            walk.linear(width, c, keys, group="attention", bias=False, shared=True)
+        walk.attend(c, n, keys)
+        walk.linear(c, c, n, group="attention", shared=True)  # attention keeps its own output
+        walk.add(c * n)
+    walk.norm(c, n)
+    walk.linear(c, 8 * c, n, group="feed_forward")
+    with walk.holding(8 * c * n):
+        walk.activate(4 * c * n)
+        walk.activate(8 * c * n)  # the product of the two halves keeps both
+    walk.linear(4 * c, c, n, group="feed_forward")
+    walk.add(c * n)
 
 
 def _middle(walk: Walk, c: int, size: Size, *, attention: bool) -> None:

@@ -8,30 +8,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..assemble import TOWER_REWARDS
 from ..core.config import Config
 from ..webui import find_scheduler
-from .costs import decoder_cost, encoder_cost, text_encoder_cost, tower_cost, unet_cost
 from .machine import Machine, gpu_advice, this_machine
-from .networks import Networks, find_networks, find_tower
-from .speed import FLOAT, Speed, apple_speed, card_speed, cpu_speed
-from .walk import Cost
+from .memory import TOWER_BATCH, peak_memory, short_of_memory
+from .networks import Networks, find_networks
+from .parts import Parts, find_parts
+from .speed import Measured, Speed, apple_speed, card_speed, cpu_speed
+from .walk import FLOAT, Cost
 
 __all__ = ["Forecast", "clock", "forecast", "size", "this_machine", "unet_calls"]
 
 SECOND_ORDER = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
-TOWER_BATCH = 64  # pictures that a CLIP tower takes at once
 EXAMPLES = 36  # pairs of pictures that an evaluation keeps
-
-# Measured with the carried model on Linux, float32: the process holds 0.97 GB once torch, diffusers, transformers,
-# peft, accelerate and open_clip are imported, and their caches and the allocator's leftovers grow by another 0.25 GB
-# over a run. Beside the tensors themselves come the kernels' copies of them: up to 2.2 times with the carried model's
-# narrow layers, whose channels are padded to 16, and 1.0 times with SD 1.5's. Peaks of whole runs on one thread:
-# pocket-monet 1.87 GB, pocket-resolution 1.61 GB.
-LIBRARIES = 1.25e9
-WORKSPACE = 1.6
-CARD_CONTEXT = 0.6e9  # CUDA's own share of a card; not measured
-CARD_WORKSPACE = 1.0
 
 # Measured on the carried model's pictures: 1.3 to 1.7 bytes a pixel as PNG; each has a line of 0.6 kB beside it.
 PNG_BYTES = 1.5
@@ -47,7 +36,8 @@ class Forecast:
     unet_evaluations: of one picture or half of a guided one, for the candidates of all rounds; the evaluation's apart.
     tuning_steps, tuning_samples: optimiser steps and pictures trained on, in all rounds.
     seconds: the whole run, from the start of the program to the evaluation; peak_memory: bytes on `device`.
-    known: whether the speed was measured on such a device; notes: sentences for people.
+    known: whether the speed was measured on such a device; measured: what was timed on this one, if anything was;
+    notes: sentences for people.
     """
 
     prompts: int
@@ -70,6 +60,7 @@ class Forecast:
     disk_bytes: int
     device: str
     known: bool
+    measured: Measured | None
     notes: tuple[str, ...]
 
     @property
@@ -94,30 +85,37 @@ class Forecast:
         )
 
 
-def forecast(config: Config, *, machine: Machine) -> Forecast:
+def forecast(config: Config, *, machine: Machine, measured: Measured | None = None) -> Forecast:
     """What a run of `config` makes and takes on `machine`.
 
+    measured: what `measure.measure` timed with the same settings; the predicted times are corrected by it.
     Raises ValueError for a model, a sampler, a size or a device that the run would refuse, too.
     """
-    sampling, prompts, tuning = config.sampling, config.prompts, config.tuning
+    sampling, tuning, tests = config.sampling, config.tuning, config.evaluation
     device = machine.device(config.device)
     threads = config.threads or machine.cores
     networks = find_networks(config.model)
     latent = _latent_size(config, networks)
-    count = prompts.per_round or len(prompts.train)
-    images = count * sampling.groups_per_prompt * sampling.samples_per_prompt
-    tested = 2 * (config.evaluation.pairs + (config.evaluation.ood_pairs if prompts.held_out else 0))
+    images, ood_pairs = images_per_round(config), tests.ood_pairs if config.prompts.held_out else 0
+    tested = 2 * (tests.pairs + ood_pairs)
     calls = unet_calls(sampling.scheduler, sampling.num_inference_steps, networks)
-    collect = sampling.guidance_scale if sampling.collect_guidance_scale is None else sampling.collect_guidance_scale
-    parts, assumed = _parts(config, networks, latent)
+    guided = max(collect_guidance(config), sampling.guidance_scale) > 1
+    most = max(images, tests.pairs, ood_pairs)
+
+    def peak(changed: Config) -> int:
+        parts = find_parts(changed, networks, latent=latent, device=device)
+        return peak_memory(changed, parts, device=device, guided=guided, images=images, most=most)
+
+    parts = find_parts(config, networks, latent=latent, device=device)
     speed = _speed(device, threads, machine)
-    steps = tuning.steps * tuning.gradient_accumulation
-    tune = steps * speed.train(parts.unet, tuning.batch_size, half=tuning.mixed_precision != "no")
-    if tuning.text_encoder:
-        tune += steps * speed.train(parts.text_encoder, tuning.batch_size, half=tuning.mixed_precision != "no")
-    peak = _peak_memory(config, parts, device=device, guided=max(collect, sampling.guidance_scale) > 1, images=images)
+    if measured is not None:
+        rows = sampling_rows(config)
+        speed = speed.corrected(measured, predicted=speed.forward(parts.unet, rows), rows=rows)
+    notes = [*parts.notes, speed.basis, *_notes(config, machine, device)]
+    there = machine.card_memory if device == "cuda" else machine.memory
+    short = None if there is None else short_of_memory(config, peak, there=there, say=size)
     return Forecast(
-        prompts=count,
+        prompts=config.prompts.per_round or len(config.prompts.train),
         groups_per_prompt=sampling.groups_per_prompt,
         candidates=sampling.samples_per_prompt,
         rounds=config.rounds,
@@ -125,20 +123,38 @@ def forecast(config: Config, *, machine: Machine) -> Forecast:
         width=sampling.width,
         height=sampling.height,
         steps=sampling.num_inference_steps,
-        unet_evaluations=config.rounds * images * calls * (2 if collect > 1 else 1),
+        unet_evaluations=config.rounds * images * calls * (2 if collect_guidance(config) > 1 else 1),
         tuning_steps=config.rounds * tuning.steps,
-        tuning_samples=config.rounds * steps * tuning.batch_size,
+        tuning_samples=config.rounds * tuning.steps * tuning.gradient_accumulation * tuning.batch_size,
         evaluation_images=tested,
         evaluation_unet_evaluations=tested * calls * (2 if sampling.guidance_scale > 1 else 1),
-        seconds_start=speed.start + parts.weights * FLOAT / 1e9,  # a disk reads about 1 GB a second
-        seconds_per_round=_pictures(config, parts, speed, count=images, calls=calls, guidance=collect) + tune,
-        seconds_evaluation=_pictures(config, parts, speed, count=tested, calls=calls, guidance=sampling.guidance_scale),
-        peak_memory_bytes=peak,
+        seconds_start=speed.start + parts.weights / 1e9,  # a disk reads about 1 GB a second
+        seconds_per_round=_round(config, parts, speed, measured, images=images, calls=calls),
+        seconds_evaluation=_evaluation(config, parts, speed, count=tested, calls=calls),
+        peak_memory_bytes=peak(config),
         disk_bytes=_disk(config, parts, latent, images),
         device=f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else _card_name(device, machine),
         known=speed.known,
-        notes=_notes(config, machine, device, peak, [networks.note, *assumed, speed.basis]),
+        measured=measured,
+        notes=tuple(notes if short is None else [*notes, short]),
     )
+
+
+def collect_guidance(config: Config) -> float:
+    """The guidance that candidates are collected with."""
+    collect = config.sampling.collect_guidance_scale
+    return config.sampling.guidance_scale if collect is None else collect
+
+
+def images_per_round(config: Config) -> int:
+    """N."""
+    prompts = config.prompts.per_round or len(config.prompts.train)
+    return prompts * config.sampling.groups_per_prompt * config.sampling.samples_per_prompt
+
+
+def sampling_rows(config: Config) -> int:
+    """The rows of a full batch of candidates in the UNet: a guided picture takes two."""
+    return min(config.sampling.batch_size, images_per_round(config)) * (2 if collect_guidance(config) > 1 else 1)
 
 
 def unet_calls(scheduler: str, steps: int, networks: Networks) -> int:
@@ -154,43 +170,6 @@ def unet_calls(scheduler: str, steps: int, networks: Networks) -> int:
         skips = {**networks.scheduler, **found.changes}.get("skip_prk_steps", False)
         return steps + (1 if skips else 9)
     return steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What each network takes a picture; weights: numbers that all of them hold; adapter: of the LoRA."""
-
-    unet: Cost
-    decoder: Cost
-    text_encoder: Cost
-    towers: tuple[Cost, ...]
-    weights: int
-    adapter: int
-
-
-def _parts(config: Config, networks: Networks, latent: tuple[int, int]) -> tuple[_Parts, list[str | None]]:
-    tuning, rewards = config.tuning, config.rewards
-    tokens = networks.text_encoder["max_position_embeddings"]
-    unet = unet_cost(networks.unet, size=latent, tokens=tokens, rank=tuning.rank, targets=tuning.targets)
-    decoder = decoder_cost(networks.vae, size=latent)
-    encoder = encoder_cost(networks.vae, size=(config.sampling.height, config.sampling.width))
-    words = text_encoder_cost(networks.text_encoder, rank=tuning.rank if tuning.text_encoder else 0)
-    names = [rewards.scorer] if set(TOWER_REWARDS) & set(rewards.weights) else []
-    names += [rewards.held_out] if rewards.held_out else []
-    found = [find_tower(name) for name in names]
-    halves = [tower_cost(tower) for tower, _ in found]
-    weights = sum(
-        part.parameters for part in (unet, decoder, encoder, words, *(half for pair in halves for half in pair))
-    )
-    parts = _Parts(
-        unet=unet,
-        decoder=decoder,
-        text_encoder=words,
-        towers=tuple(picture for picture, _ in halves),
-        weights=weights,
-        adapter=unet.adapter + words.adapter,
-    )
-    return parts, [note for _, note in found]
 
 
 def _latent_size(config: Config, networks: Networks) -> tuple[int, int]:
@@ -210,14 +189,36 @@ def _speed(device: str, threads: int, machine: Machine) -> Speed:
     return apple_speed() if device == "mps" else card_speed(machine.card)
 
 
-def _pictures(config: Config, parts: _Parts, speed: Speed, *, count: int, calls: int, guidance: float) -> float:
+def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None, *, images: int, calls: int) -> float:
+    """Seconds to sample, decode and score the candidates, and to learn from the winners."""
+    tuning, batch = config.tuning, config.sampling.batch_size
+    if measured is not None:
+        step = measured.tuning_seconds
+    else:
+        half = tuning.mixed_precision != "no"
+        step = speed.train(parts.unet, tuning.batch_size, half=half, recompute=tuning.gradient_checkpointing)
+        if tuning.text_encoder:
+            step += speed.train(parts.text_encoder, tuning.batch_size, half=half)
+    guidance, decoder = collect_guidance(config), parts.tiny_decoder
+    sampled = _pictures(parts, decoder, speed, count=images, batch=batch, calls=calls, guidance=guidance)
+    return sampled + tuning.steps * tuning.gradient_accumulation * step
+
+
+def _evaluation(config: Config, parts: Parts, speed: Speed, *, count: int, calls: int) -> float:
+    guidance, batch = config.sampling.guidance_scale, config.sampling.batch_size
+    return _pictures(parts, parts.decoder, speed, count=count, batch=batch, calls=calls, guidance=guidance)
+
+
+def _pictures(
+    parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, calls: int, guidance: float
+) -> float:
     """Seconds to sample, decode and score `count` pictures, batch by batch."""
     total = 0.0
-    for batch, times in _batches(count, config.sampling.batch_size):
-        total += times * calls * speed.forward(parts.unet, batch * (2 if guidance > 1 else 1))
-        total += times * speed.forward(parts.decoder, batch)
-    for batch, times in _batches(count, TOWER_BATCH):
-        total += times * sum(speed.forward(tower, batch) for tower in parts.towers)
+    for n, times in _batches(count, batch):
+        total += times * calls * speed.forward(parts.unet, n * (2 if guidance > 1 else 1))
+        total += times * speed.forward(decoder, n)
+    for n, times in _batches(count, TOWER_BATCH):
+        total += times * sum(speed.forward(tower, n) for tower in parts.towers)
     return total
 
 
@@ -226,30 +227,14 @@ def _batches(count: int, size: int) -> list[tuple[int, int]]:
     return [(n, times) for n, times in ((size, count // size), (count % size, 1)) if n and times]
 
 
-def _peak_memory(config: Config, parts: _Parts, *, device: str, guided: bool, images: int) -> int:
-    sampling, tuning = config.sampling, config.tuning
-    batch = min(sampling.batch_size, images)
-    workspace = CARD_WORKSPACE if device == "cuda" else WORKSPACE
-    stages = (
-        workspace * batch * (2 if guided else 1) * parts.unet.live,
-        workspace * batch * parts.decoder.live,
-        workspace * TOWER_BATCH * max((tower.live for tower in parts.towers), default=0),
-        tuning.batch_size * (parts.unet.saved + parts.text_encoder.saved + workspace * parts.unet.live),
-    )
-    optimiser = 3 * parts.adapter  # gradients and AdamW's two averages
-    held = FLOAT * (parts.weights + parts.adapter + optimiser + max(stages))
-    if device == "cuda":
-        return round(CARD_CONTEXT + held)
-    return round(LIBRARIES + held + images * sampling.width * sampling.height * 3)
-
-
-def _disk(config: Config, parts: _Parts, latent: tuple[int, int], images: int) -> int:
+def _disk(config: Config, parts: Parts, latent: tuple[int, int], images: int) -> int:
     picture = PNG_BYTES * config.sampling.width * config.sampling.height
     row = picture + LINE_BYTES
     kept = row + FLOAT * 4 * latent[0] * latent[1]
-    adapter = FLOAT * parts.adapter
     shown = 2 * EXAMPLES * picture * (1 + 4 / 3)  # once as files, once in the page as base64
-    return round(config.rounds * (images * row + _winners(config, images) * kept + adapter) + adapter + shown)
+    return round(
+        config.rounds * (images * row + _winners(config, images) * kept + parts.adapter) + parts.adapter + shown
+    )
 
 
 def _winners(config: Config, images: int) -> int:
@@ -268,21 +253,16 @@ def _card_name(device: str, machine: Machine) -> str:
     return machine.card or device if device == "cuda" else "the Mac's GPU"
 
 
-def _notes(config: Config, machine: Machine, device: str, peak: int, found: list[str | None]) -> tuple[str, ...]:
-    notes = [note for note in found if note]
+def _notes(config: Config, machine: Machine, device: str) -> list[str]:
+    notes = []
     if config.rewards.custom:
         notes.append("reward functions of your own are not counted")
     if device == "cuda" and machine.card is None:
         notes.append("no NVIDIA card is seen here")
-    there = machine.card_memory if device == "cuda" else machine.memory
-    if there is not None and peak > there:
-        notes.append(
-            f"this is more memory than the {size(there)} that are there: lower sampling.batch_size or tuning.batch_size"
-        )
     if config.stop_when_flat is not None:
         notes.append(f"the run may end earlier: after {config.stop_when_flat} rounds without a better reward")
     advice = gpu_advice(machine.card, machine.torch_cuda) if device == "cpu" and config.device == "auto" else None
-    return (*notes, *([advice] if advice else []))
+    return [*notes, *([advice] if advice else [])]
 
 
 def clock(seconds: float) -> str:

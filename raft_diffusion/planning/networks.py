@@ -12,8 +12,19 @@ from typing import Any
 from .. import pocket, sd15
 from ..assemble import TOWERS
 from ..core.files import read_text
+from ..rewards import PREFERENCES
+from ..sd15.checkpoint import check_kind, prediction, read_header
+from ..sd15.source import resolve_model
 
 USUAL_TOWER = "ViT-L-14"
+PREFERENCE_TOWER = "ViT-H-14"  # what PickScore and HPSv2.1 were made from
+TINY = {
+    "latent_channels": 4,
+    "out_channels": 3,
+    "decoder_block_out_channels": (64, 64, 64, 64),
+    "num_decoder_blocks": (3, 3, 3, 1),
+}
+"""What diffusers' AutoencoderTiny is unless its configuration says otherwise: TAESD's own size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,39 +44,61 @@ class Networks:
 
 
 def find_networks(model: str) -> Networks:
-    """The networks of "pocket", of a model folder, or, for a hub id, those of Stable Diffusion 1.5.
+    """The networks of "pocket", of a model folder, of a checkpoint file, or, for a hub id, Stable Diffusion 1.5's.
 
-    Raises ValueError for a folder in another layout and for a name that can be none of these.
+    Of a checkpoint the header alone is read.
+    Raises ValueError for a folder in another layout, a file that is no Stable Diffusion 1.x checkpoint, and for a name
+    that can be none of these.
     """
-    folder = pocket.MODEL if model == "pocket" else Path(model).expanduser()
-    if folder.exists():
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{folder} holds no model_index.json, so it is no model folder in the diffusers layout")
+    source = resolve_model(model)
+    path = Path(source)
+    if path.is_file():
+        return _of_checkpoint(path)
+    if path.is_dir():
         return Networks(
-            unet=_read(folder / "unet" / "config.json"),
-            vae=_read(folder / "vae" / "config.json"),
-            text_encoder=_read(folder / "text_encoder" / "config.json"),
-            scheduler=_read(folder / "scheduler" / "scheduler_config.json"),
+            unet=_read(path / "unet" / "config.json"),
+            vae=_read(path / "vae" / "config.json"),
+            text_encoder=_read(path / "text_encoder" / "config.json"),
+            scheduler=_read(path / "scheduler" / "scheduler_config.json"),
         )
-    if model.count("/") != 1 or model[0] in "./~" or model[-1] == "/":
-        raise ValueError(
-            f"no model at {model!r}; give a folder in the diffusers layout, "
-            f'a hub id such as "{sd15.HUB_ID}", or "pocket"'
-        )
+    guess = f"{source} is taken to be of Stable Diffusion 1.5's size; nothing was downloaded to see"
+    return _published(None if source == sd15.HUB_ID else guess)
+
+
+def _published(note: str | None) -> Networks:
     return Networks(
         unet=sd15.config("unet"),
         vae=sd15.config("vae"),
         text_encoder=sd15.config("text_encoder"),
         scheduler=sd15.config("scheduler"),
-        note=f"{model} is taken to be of Stable Diffusion 1.5's size; nothing was downloaded to see",
+        note=note,
     )
 
 
+def _of_checkpoint(path: Path) -> Networks:
+    """All Stable Diffusion 1.x text-to-image checkpoints have one size; `check_kind` lets no other through."""
+    header = read_header(path)
+    check_kind(header, path)
+    prediction(header, path)  # refuses a .yaml beside it that cannot be read, as the run does
+    return _published(None)
+
+
+def find_tiny(source: str | None) -> Mapping[str, Any] | None:
+    """The configuration of an AutoencoderTiny by its folder or hub id; None for none."""
+    if source is None:
+        return None
+    path = Path(source).expanduser() / "config.json"
+    return {**TINY, **_read(path)} if path.is_file() else TINY
+
+
 def find_tower(name: str) -> tuple[Mapping[str, Any], str | None]:
-    """(model_cfg, note) of a CLIP tower: a carried one, a folder, or "MODEL:PRETRAINED" as open_clip names it.
+    """(model_cfg, note) of a CLIP tower: a carried one, a folder, a preference model, or
+    "MODEL:PRETRAINED" as open_clip names it.
 
     A tower whose size cannot be told is taken to be ViT-L-14; the note says so.
     """
+    if name in PREFERENCES:
+        return _open_clip_config(PREFERENCE_TOWER), None
     folder = pocket.WEIGHTS / TOWERS[name] if name in TOWERS else Path(name)
     if folder.is_dir():
         config = _read(folder / "open_clip_config.json").get("model_cfg", {})

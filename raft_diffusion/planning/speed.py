@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .walk import Cost
-
-FLOAT = 4  # bytes: weights and activations are float32
+from .walk import FLOAT, Cost
 
 CARDS: dict[str, tuple[float, float, float]] = {
     "H200": (67, 990, 4800),
@@ -49,6 +47,15 @@ REACHED = 0.4  # the share of a card's peaks that such networks commonly reach; 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was timed: seconds of a UNet call on a full batch of candidates, and of a forward and backward pass over
+    `tuning.batch_size` pictures with the optimiser's step."""
+
+    unet_seconds: float
+    tuning_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """What a device really reaches. flops: a second, in float32; half_flops: in mixed precision; bandwidth: bytes a
     second; call: seconds that each operation takes besides; start: seconds to import the libraries and load.
@@ -66,20 +73,40 @@ class Speed:
 
     def forward(self, cost: Cost, count: int) -> float:
         """Seconds of one forward pass over `count` pictures or texts."""
-        return self._seconds(cost, count, flops=self.flops, passes=1.0, products=1.0)
+        half = cost.width < FLOAT
+        return self._seconds(cost, count, half=half, passes=1.0, products=1.0)
 
-    def train(self, cost: Cost, count: int, *, half: bool) -> float:
-        """Seconds of a forward and a backward pass.
+    def train(self, cost: Cost, count: int, *, half: bool, recompute: bool = False) -> float:
+        """Seconds of a forward and a backward pass. half: under mixed precision; recompute: gradient checkpointing,
+        which runs the network forward once more.
 
         The products of the backward pass are those of the forward pass: the base is frozen, so only the gradients
         towards the input are computed (counted on SD 1.5's UNet: 2.0 to 2.1 times the forward pass in all).
         """
-        return self._seconds(cost, count, flops=self.half_flops if half else self.flops, passes=2.5, products=2.05)
+        half = half or cost.width < FLOAT
+        return self._seconds(cost, count, half=half, passes=2.5 + recompute, products=2.05 + recompute)
 
-    def _seconds(self, cost: Cost, count: int, *, flops: float, passes: float, products: float) -> float:
-        moved = FLOAT * (count * cost.moved + cost.parameters)
-        work = products * count * cost.flops / flops + passes * moved / self.bandwidth
-        return work + passes * cost.operations * self.call
+    def corrected(self, measured: Measured, *, predicted: float, rows: int) -> Speed:
+        """This speed, scaled so that a UNet call, of so many rows and predicted so many seconds, takes what was
+        measured."""
+        factor = predicted / measured.unet_seconds
+        return replace(
+            self,
+            flops=self.flops * factor,
+            half_flops=self.half_flops * factor,
+            bandwidth=self.bandwidth * factor,
+            call=self.call / factor,
+            known=True,
+            basis=(
+                f"speed: measured here, {measured.unet_seconds:.3g} s for a UNet call of {rows} rows and "
+                f"{measured.tuning_seconds:.3g} s for a pass of finetuning; the prediction was {predicted:.3g} s a call"
+            ),
+        )
+
+    def _seconds(self, cost: Cost, count: int, *, half: bool, passes: float, products: float) -> float:
+        moved = cost.width * (count * cost.moved + cost.parameters)
+        work = products * count * cost.flops / (self.half_flops if half else self.flops)
+        return work + passes * moved / self.bandwidth + passes * cost.operations * self.call
 
 
 def cpu_speed(threads: int) -> Speed:

@@ -1,6 +1,6 @@
 """The tally that a walk through a network keeps: operations, weights and tensor sizes, layer by layer.
 
-Legend: n tokens or pixels of a layer's output, r the rank of a LoRA.
+Legend: n tokens or pixels of a layer's output, r the rank of a LoRA, which is float32 whatever the network's type is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 Size = tuple[int, int]
+FLOAT = 4  # bytes of a float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,8 @@ class Cost:
     parameters: weights of the network; adapter: weights of the LoRA on it.
     flops: floating-point operations of the matrix products and convolutions, a multiply-add counted as two.
     moved: numbers that the layers read and write, weights left out; operations: layers run, a LoRA's two included.
-    live: numbers alive at once at most, without gradients; saved: numbers kept for the backward pass.
+    live: bytes alive at once at most, without gradients; saved: bytes kept for the backward pass.
+    width: bytes of each number of the network, weights and activations.
     """
 
     parameters: int
@@ -29,15 +31,27 @@ class Cost:
     operations: int
     live: int
     saved: int
+    width: int
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the parameters."""
+        return self.width * self.parameters
 
 
 class Walk:
-    """Adds up what the layers take, in the order in which they run."""
+    """Adds up what the layers take, in the order in which they run.
 
-    def __init__(self, *, rank: int = 0, targets: Sequence[str] = ()) -> None:
-        self._rank, self._targets = rank, targets
+    width: bytes of a number; recompute: gradient checkpointing, so that a `block` keeps its input alone and is run
+    again in the backward pass.
+    """
+
+    def __init__(
+        self, *, rank: int = 0, targets: Sequence[str] = (), width: int = FLOAT, recompute: bool = False
+    ) -> None:
+        self._rank, self._targets, self._width, self._recompute = rank, targets, width, recompute
         self._parameters = self._adapter = self._flops = self._moved = self._operations = 0
-        self._held = self._live = self._saved = 0
+        self._held = self._live = self._saved = self._largest = 0
 
     def cost(self) -> Cost:
         return Cost(
@@ -47,7 +61,8 @@ class Walk:
             moved=self._moved,
             operations=self._operations,
             live=self._live,
-            saved=self._saved,
+            saved=self._saved + self._largest,
+            width=self._width,
         )
 
     def weights(self, count: int) -> None:
@@ -78,7 +93,7 @@ class Walk:
         """A linear layer on n tokens. A frozen one keeps nothing for the backward pass; shared: its input is kept
         already, by a layer beside it."""
         self._product(before, after, n, taken=before * n, given=after * n, group=group, bias=bias)
-        if group in self._targets and not shared:
+        if group in self._targets and not shared and self._width == FLOAT:
             self._keep(before * n)
         self._touch((before + after) * n)
 
@@ -111,6 +126,17 @@ class Walk:
     def hold(self, numbers: int) -> None:
         self._held += numbers
 
+    @contextmanager
+    def block(self, taken: int) -> Iterator[None]:
+        """What gradient checkpointing runs again, from an input of `taken` numbers: while one block is run again, only
+        the inputs of the others are there."""
+        before = self._saved
+        yield
+        if self._recompute:
+            self._largest = max(self._largest, self._saved - before)
+            self._saved = before
+            self._keep(taken)
+
     def _product(self, inner: int, after: int, n: int, *, taken: int, given: int, group: str, bias: bool) -> None:
         self._parameters += inner * after + bias * after
         self._flops += 2 * inner * after * n
@@ -121,7 +147,10 @@ class Walk:
             self._adapter += r * (inner + after)
             self._flops += 2 * r * (inner + after) * n
             self._moved += taken + 2 * r * n + given + 5 * given
-            self._keep(r * n)
+            self._keep(r * n, FLOAT)
+            copy = 0 if self._width == FLOAT else FLOAT * taken  # each of its layers takes a float32 copy of its own
+            self._saved += copy
+            self._live = max(self._live, self._width * (self._held + taken + given) + copy + 2 * FLOAT * given)
             self._operations += 2
 
     def _elementwise(self, numbers: int, *, reads: int, keeps: int) -> None:
@@ -130,9 +159,9 @@ class Walk:
         self._operations += 1
         self._touch((reads + 1) * numbers)
 
-    def _keep(self, numbers: int) -> None:
+    def _keep(self, numbers: int, width: int = 0) -> None:
         if self._adapter:  # gradients end at the first layer that learns: nothing before it is kept
-            self._saved += numbers
+            self._saved += (width or self._width) * numbers
 
     def _touch(self, numbers: int) -> None:
-        self._live = max(self._live, self._held + numbers)
+        self._live = max(self._live, self._width * (self._held + numbers))

@@ -24,13 +24,18 @@ from torch import Tensor
 from ..core.records import Sample
 
 V2_LAYERS = (768, 1024, 128, 64, 16, 1)
+RESIZE_MODES = ("shortest", "longest")
 
 
 class ClipTower:
     """A frozen open_clip model with its aesthetic heads; calling it scores samples.
 
     tokenize: texts -> token ids (B, T), the end token the highest id, as open_clip pools there.
-    heads: name -> module from L2-normalised embeddings (N, D) to scores (N, 1).
+    heads: name -> module from L2-normalised embeddings (N, D) to scores (N, 1), in float32 whatever `dtype` is.
+    resize_mode: the side of a picture that is made S long: "shortest" (the rest is cropped) or "longest" (the rest is
+        black), in open_clip's words.
+    text_score, scale: what the score of picture and text is called, and what the cosine is multiplied with.
+    dtype: of the towers; half precision halves what they need of a GPU's memory.
     prefix: put before every score's name, such as "held_out." for a tower that never ranks.
     """
 
@@ -42,13 +47,19 @@ class ClipTower:
         mean: Sequence[float],
         std: Sequence[float],
         heads: Mapping[str, torch.nn.Module],
+        resize_mode: str = "shortest",
+        text_score: str = "text_image",
+        scale: float = 100.0,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
         prefix: str = "",
     ) -> None:
-        self._model = model.eval().requires_grad_(False).to(device)
+        self._model = model.eval().requires_grad_(False).to(device, dtype)
         self._heads = {name: head.eval().requires_grad_(False).to(device) for name, head in heads.items()}
-        self._tokenize, self._device, self._batch_size, self._prefix = tokenize, device, batch_size, prefix
+        self._tokenize, self._device, self._dtype = tokenize, device, dtype
+        self._resize_mode, self._text_score, self._scale = resize_mode, text_score, scale
+        self._batch_size, self._prefix = batch_size, prefix
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self._texts: dict[str, Tensor] = {}
@@ -67,24 +78,25 @@ class ClipTower:
         source: str | Path,
         *,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
         prefix: str = "",
         aesthetic: Mapping[str, Path] | None = None,
     ) -> ClipTower:
         """A folder with an open_clip config, weights, tokenizer and head, or "MODEL:PRETRAINED" as open_clip names it.
 
-        aesthetic: score name -> file of a LAION head (.pth of v1 or v2, or safetensors).
+        aesthetic: score name -> file of a LAION head (.pth of v1 or v2, or safetensors); `heads.heads_for` finds them.
         Raises ValueError when something is missing, broken or does not fit.
         """
         heads = {name: load_head(path) for name, path in (aesthetic or {}).items()}
-        common = {"device": device, "batch_size": batch_size, "prefix": prefix}
+        common = {"device": device, "dtype": dtype, "batch_size": batch_size, "prefix": prefix}
         folder = Path(source)
         if folder.is_dir():
             return cls._from_folder(folder, heads, common)
         name, colon, pretrained = str(source).partition(":")
         if not colon:
             raise ValueError(
-                f"no CLIP tower {source}: give a folder, or MODEL:PRETRAINED such as ViT-B-32:laion2b_s34b_b79k"
+                f"no CLIP tower {source}: give a folder, or MODEL:PRETRAINED such as ViT-L-14-quickgelu:openai"
             )
         return cls._from_open_clip(name, pretrained, heads, common)
 
@@ -104,7 +116,7 @@ class ClipTower:
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the CLIP tower in {folder} cannot be loaded: {_one_line(error)}") from error
-        _check_preprocessing(folder, preprocess)
+        common["resize_mode"] = _resize_mode(folder, preprocess)
         if len(tokenizer) != model.vocab_size:  # a folder without its files silently makes a vocabulary of 2
             raise ValueError(
                 f"the tokenizer in {folder} has {len(tokenizer)} tokens, the text tower {model.vocab_size}: "
@@ -142,7 +154,7 @@ class ClipTower:
             raise ValueError(f"open_clip cannot load {name}:{pretrained}: {_one_line(error)}") from error
         visual: Any = model.visual
         tokenize: Any = open_clip.get_tokenizer(name)
-        _check_preprocessing(name, visual.preprocess_cfg)
+        common["resize_mode"] = _resize_mode(name, visual.preprocess_cfg)
         mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
         std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
         return cls(model, tokenize, mean=mean, std=std, heads=heads, **common)
@@ -150,22 +162,24 @@ class ClipTower:
     @property
     def names(self) -> tuple[str, ...]:
         """What the scores are called."""
-        return tuple(self._prefix + name for name in ("text_image", *self._heads))
+        return tuple(self._prefix + name for name in (self._text_score, *self._heads))
 
     @torch.inference_mode()
     def __call__(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
-        """`text_image`: 100 x cosine of picture and prompt. Each head's score by its name, such as `aesthetic`."""
+        """`text_image`: 100 x cosine of picture and prompt. Each head's score by its name, such as `aesthetic`, from
+        the same pass over the pictures."""
         image = self.embed_images([sample.data.image for sample in samples])
         text = self.embed_texts([sample.prompt.text for sample in samples])
-        scores = {"text_image": 100 * (image * text).sum(1)}
+        scores = {self._text_score: self._scale * (image * text).sum(1)}
         scores |= {name: head(image)[:, 0] for name, head in self._heads.items()}
-        return {self._prefix + name: values.float().cpu().tolist() for name, values in scores.items()}
+        return {self._prefix + name: values.cpu().tolist() for name, values in scores.items()}
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """L2-normalised embeddings (N, D)."""
         batches = (images[i : i + self._batch_size] for i in range(0, len(images), self._batch_size))
-        return torch.cat([self._model.encode_image(self.preprocess(batch), normalize=True) for batch in batches])
+        encoded = [self._model.encode_image(self.preprocess(batch).to(self._dtype)) for batch in batches]
+        return F.normalize(torch.cat(encoded).float(), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -174,24 +188,41 @@ class ClipTower:
         for start in range(0, len(fresh), self._batch_size):
             batch = fresh[start : start + self._batch_size]
             ids = self._tokenize(batch).to(self._device)
-            self._texts |= zip(batch, self._model.encode_text(ids, normalize=True), strict=True)
+            encoded = F.normalize(self._model.encode_text(ids).float(), dim=-1)
+            self._texts |= zip(batch, encoded, strict=True)
         return torch.stack([self._texts[text] for text in texts])
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, 3, S, S): the shorter side to S (bicubic, antialiased), the centre cropped, normalised; on the device."""
+        """(N, 3, S, S), normalised, on the device: what open_clip's own transform makes of them, two levels of 255 at
+        most apart (where the sides do not shrink alike, Pillow may take the axes in the other order, and a hard edge
+        may differ by more). Pictures of one size go through together."""
         size = self._model.visual.image_size
         size = size[0] if isinstance(size, tuple) else size
-        ready = []
-        for image in images:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).to(self._device).permute(2, 0, 1)[None].float()
-            height, width = pixels.shape[2:]
-            if min(height, width) != size:
-                shape = tuple(size * side // min(height, width) for side in (height, width))
-                pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False)
-                pixels = pixels.clamp(0, 255)
-            top, left = (round((side - size) / 2) for side in pixels.shape[2:])
-            ready.append(pixels[:, :, top : top + size, left : left + size])
-        return (torch.cat(ready) / 255 - self._mean) / self._std
+        ready = torch.empty(len(images), 3, size, size, device=self._device)
+        for shape in dict.fromkeys(image.size for image in images):
+            places = [place for place, image in enumerate(images) if image.size == shape]
+            pixels = np.stack([np.asarray(images[place].convert("RGB")) for place in places])
+            pixels = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+            ready[places] = _fit(pixels, size, self._resize_mode)
+        return (ready / 255 - self._mean) / self._std
+
+
+def _fit(pixels: Tensor, size: int, resize_mode: str) -> Tensor:
+    """(N, 3, H, W) to (N, 3, S, S), levels of 0 to 255: resized, then the centre cropped or set on black."""
+    sides = pixels.shape[2:]
+    if resize_mode == "longest":
+        height, width = (round(side / (max(sides) / size)) for side in sides)
+    else:
+        height, width = (size * side // min(sides) for side in sides)
+    for target in ((sides[0], width), (height, width)):  # one axis after the other, whole levels between, as PIL does
+        if pixels.shape[2:] != target:
+            pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True, align_corners=False)
+            pixels = (pixels + 0.5).floor().clamp(0, 255)  # halves go up
+    if resize_mode == "longest":
+        left, top = (size - width) // 2, (size - height) // 2
+        return F.pad(pixels, (left, size - width - left, top, size - height - top))
+    top, left = (round((side - size) / 2) for side in (height, width))
+    return pixels[:, :, top : top + size, left : left + size]
 
 
 def _check_published(name: str, pretrained: str) -> None:
@@ -212,13 +243,15 @@ def _check_published(name: str, pretrained: str) -> None:
     raise ValueError(f"open_clip knows no {what} called {given!r}: did you mean {' or '.join(near)}?")
 
 
-def _check_preprocessing(source: object, preprocess: Mapping[str, Any]) -> None:
-    """Only the one preprocessing that `ClipTower.preprocess` does: another would score wrong and say nothing."""
-    for key, known in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
-        if preprocess.get(key, known) != known:
+def _resize_mode(source: object, preprocess: Mapping[str, Any]) -> str:
+    """Which of the two ways of `_fit` a tower wants; another preprocessing would score wrong and say nothing."""
+    for key, known in (("interpolation", ("bicubic",)), ("resize_mode", RESIZE_MODES), ("fill_color", (0,))):
+        if preprocess.get(key, known[0]) not in known:
             raise ValueError(
-                f"the CLIP tower {source} wants pictures with {key} {preprocess[key]!r}; only {known!r} is supported"
+                f"the CLIP tower {source} wants pictures with {key} {preprocess[key]!r}; only "
+                f"{' and '.join(map(repr, known))} {'are' if len(known) > 1 else 'is'} supported"
             )
+    return preprocess.get("resize_mode", RESIZE_MODES[0])
 
 
 def load_head(path: Path) -> torch.nn.Module:

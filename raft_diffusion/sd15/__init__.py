@@ -22,7 +22,8 @@ def write_skeleton(folder: Path, *, prediction_type: str = "epsilon", zero_termi
 
     scheduler = config("scheduler") | {"prediction_type": prediction_type}
     if zero_terminal_snr:  # Lin et al. 2023 (arXiv:2305.08891): the last step is pure noise, so it must be sampled
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        del scheduler["skip_prk_steps"]  # PNDM's, which knows no such schedule
+        scheduler |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 100 * 2**20  # bytes of a header; the format's own limit
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+TEXT_ENCODER = "cond_stage_model.transformer."
 FIRST = f"{UNET}input_blocks.0.0.weight"
 TEXT_WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-SUPPORTED = "this package takes Stable Diffusion 1.x text-to-image checkpoints"
+SUPPORTED = "this package takes Stable Diffusion 1.x text-to-image models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header of a .safetensors file. Raises ValueError for a pickle, another format and a truncated file."""
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+    if path.suffix.lower() in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which can run any code when it is opened; give a .safetensors file instead "
             "(WebUIs convert one under Checkpoint Merger)"
@@ -34,20 +37,37 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= LIMIT:
-                raise ValueError("its first bytes are no header")
-            text = file.read(length)
-            table: dict[str, Any] = json.loads(text)
-        metadata = table.pop("__metadata__", {})
-        tensors = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in table.items()}
-        end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
+            text = file.read(length) if 2 <= length <= LIMIT else b""
+        there = path.stat().st_size
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}); give a .safetensors file") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    if text[:1] == b"{" and len(text) < length:
+        raise ValueError(f"{path} is cut off inside its header, after {there} bytes; download it again")
+    try:
+        tensors, metadata, end = _parse(text)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise ValueError(f"{path} is no .safetensors file, or it is broken; download or write it again") from None
-    if path.stat().st_size < 8 + length + end:
-        raise ValueError(f"{path} is cut off: {path.stat().st_size} bytes of {8 + length + end}; download it again")
+    needed = 8 + length + end
+    if there < needed:
+        raise ValueError(f"{path} is cut off: {there} bytes of {needed}; download it again")
+    if there > needed:
+        raise ValueError(f"{path} is broken: {there} bytes, and its header speaks of {needed}; download it again")
     return Header(tensors, metadata, 8 + length)
+
+
+def _parse(text: bytes) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str], int]:
+    """(tensors, metadata, the length of all data in bytes). Raises whatever goes wrong on the way."""
+    table: dict[str, Any] = json.loads(text)
+    metadata = dict(table.pop("__metadata__", None) or {})
+    tensors = {name: (str(entry["dtype"]), tuple(map(_size, entry["shape"]))) for name, entry in table.items()}
+    end = max((_size(entry["data_offsets"][1]) for entry in table.values()), default=0)
+    return tensors, metadata, end
+
+
+def _size(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{number!r} is no size")
+    return number
 
 
 def check_kind(header: Header, path: Path) -> None:
@@ -57,40 +77,50 @@ def check_kind(header: Header, path: Path) -> None:
         raise ValueError(f"{path} is {kind}; {SUPPORTED}")
 
 
+def other_unet(channels: int, width: int | None, *, latent: int, what: str) -> str | None:
+    """What a UNet belongs to that is no part of Stable Diffusion 1.x, else None.
+
+    channels: that it takes, of which the VAE gives `latent`. width: of the text that it reads, None for unknown.
+    what: "model" or "checkpoint".
+    """
+    if channels != latent:
+        special = {9: f"an inpainting {what}", 8: f"an instruct-pix2pix {what}"}
+        return f"{special.get(channels, f'a {what}')} (its UNet takes {channels} channels instead of {latent})"
+    return {1024: f"a Stable Diffusion 2.x {what}", 2048: f"an SDXL {what}"}.get(width or 0)
+
+
 def _other_kind(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | None:
-    names = tensors.keys()
-
     def has(*parts: str) -> bool:
-        return any(part in name for name in names for part in parts)
+        return any(part in name for name in tensors for part in parts)
 
-    if has("lora_down.", "lora_up.", ".lora_A.", ".lora_B.", "lora_linear_layer", "hada_w1", "lokr_w1"):
-        return "a LoRA, not a checkpoint: give it with --lora"
-    if has("double_blocks.", "single_blocks."):
-        return "a FLUX checkpoint"
-    if has("joint_blocks."):
-        return "a Stable Diffusion 3 checkpoint"
-    if has("conditioner.embedders.1.", "label_emb.0.0.weight"):
-        return "an SDXL checkpoint"
-    if FIRST not in names:
+    # A whole checkpoint may hold another kind's tensors beside its UNet's, so what is special comes first.
+    special = {
+        "a LoRA, not a checkpoint: give it with --lora": (
+            *("lora_down.", "lora_up.", ".lora_A.", ".lora_B.", "lora_linear_layer", "hada_w1", "lokr_w1"),
+        ),
+        "a ControlNet": ("control_model.", "input_hint_block.", "controlnet_cond_embedding."),
+        "a video model or a part of one": (".time_stack.", "motion_modules.", "temporal_transformer."),
+        "a FLUX checkpoint": ("double_blocks.", "single_blocks."),
+        "a Stable Diffusion 3 checkpoint": ("joint_blocks.",),
+        "an SDXL checkpoint": ("conditioner.embedders.", "label_emb.0.0.weight"),
+    }
+    for kind, parts in special.items():
+        if has(*parts):
+            return kind
+    first = tensors.get(FIRST, ("", ()))[1]
+    if len(first) != 4:
         if has("down_blocks.0.", "encoder.down."):
             return "one part of a model (a UNet or a VAE), not a whole checkpoint"
-        if has("control_model.", "input_hint_block"):
-            return "a ControlNet"
         return "no Stable Diffusion checkpoint that is known here"
-    channels = tensors[FIRST][1][1]
-    if channels != 4:
-        special = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint"}
-        return f"{special.get(channels, 'a checkpoint')} (its UNet takes {channels} channels instead of 4)"
-    width = tensors.get(TEXT_WIDTH, ("", (0, 0)))[1][1]
-    if width == 1024 or has("cond_stage_model.model."):
+    width = tensors.get(TEXT_WIDTH, ("", ()))[1]
+    if kind := other_unet(first[1], width[-1] if width else None, latent=4, what="checkpoint"):
+        return kind
+    if has("cond_stage_model.model."):
         return "a Stable Diffusion 2.x checkpoint"
-    if width != 768:
-        return f"a checkpoint whose text width is {width} instead of 768"
-    missing = [
-        what
-        for what, part in (("VAE", "first_stage_model."), ("text encoder", "cond_stage_model.transformer."))
-        if not any(name.startswith(part) for name in names)
-    ]
+    if width[1:] != (768,):
+        return f"a checkpoint whose text width is {width[-1] if width else 'unknown'} instead of 768"
+    parts = {"VAE": VAE, "text encoder": TEXT_ENCODER}
+    missing = [what for what, prefix in parts.items() if not any(name.startswith(prefix) for name in tensors)]
     return f"a checkpoint without its {' and '.join(missing)}" if missing else None
 
 
@@ -115,6 +145,11 @@ def _yaml_params(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"] or {}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no section model.params that can be read ({type(error).__name__})") from None
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"] or {}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        reason: str | None = type(error).__name__
+    else:
+        if isinstance(params, dict):
+            return params
+        reason = f"it is {type(params).__name__}"
+    raise ValueError(f"{path} has no section model.params that can be read ({reason}); mend it or take it away")

@@ -10,7 +10,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def unet_modules() -> list[str]:
-    """diffusers' names of the 278 layers that kohya's networks know: 192 in transformers, 86 in resnets and samplers."""
+    """diffusers' names of the 278 layers that kohya's networks know: 192 in transformers, 86 in resnets, samplers."""
     return [*_transformers(), *_resnets(), *_samplers()]
 
 
@@ -51,7 +51,9 @@ def _resnets() -> Iterator[str]:
             resnet = f"{block}.resnets.{i}"
             yield from (f"{resnet}.{layer}" for layer in ("conv1", "time_emb_proj", "conv2"))
             side, _, number = block.partition(".")
-            grows = side == "down_blocks" and i == 0 and number != "0" and widths[int(number)] != widths[int(number) - 1]
+            grows = (
+                side == "down_blocks" and i == 0 and number != "0" and widths[int(number)] != widths[int(number) - 1]
+            )
             if side == "up_blocks" or grows:  # a skip connection changes the number of channels
                 yield f"{resnet}.conv_shortcut"
 

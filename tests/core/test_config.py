@@ -58,6 +58,18 @@ def test_a_configuration_is_frozen():
     stop_when_flat=st.none() | st.integers(1, 99),
     trackers=st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2),
     clip_skip=st.integers(1, 12),
+    chosen=st.fixed_dictionaries(
+        {},
+        optional={
+            "revision": TEXT.map(lambda text: "r" + text),
+            "variant": TEXT.map(lambda text: "w" + text),
+            "prediction_type": st.sampled_from(["epsilon", "v_prediction"]),
+            "precision": st.sampled_from(["auto", "fp32", "fp16", "bf16"]),
+        },
+    ),
+    sources=st.dictionaries(TEXT, TEXT, max_size=2),
+    tiny_decoder=st.none() | TEXT.map(lambda text: "t" + text),
+    gradient_checkpointing=st.booleans(),
 )
 def test_toml_reads_back_as_the_same_configuration(
     name,
@@ -75,6 +87,10 @@ def test_toml_reads_back_as_the_same_configuration(
     stop_when_flat,
     trackers,
     clip_skip,
+    chosen,
+    sources,
+    tiny_decoder,
+    gradient_checkpointing,
 ):
     if own is not None:
         train[0] = {"text": train[0], **own}
@@ -84,11 +100,12 @@ def test_toml_reads_back_as_the_same_configuration(
         vae=vae,
         stop_when_flat=stop_when_flat,
         trackers=trackers,
+        **chosen,
         prompts={"train": train, "held_out": held_out, "template": template},
-        sampling={"negative_prompt": negative, "clip_skip": clip_skip},
-        rewards={"weights": weights},
+        sampling={"negative_prompt": negative, "clip_skip": clip_skip, "tiny_decoder": tiny_decoder},
+        rewards={"weights": weights, "sources": sources},
         selection={"tau": tau},
-        tuning={"learning_rate": rate, "restart": restart},
+        tuning={"learning_rate": rate, "restart": restart, "gradient_checkpointing": gradient_checkpointing},
     )
     assert Config.parse(config.to_toml()) == config.with_overrides([]) == config
 
@@ -179,6 +196,12 @@ def test_misfits_are_told_beside_wrong_fields():
         ({"trackers": ["mlflow"]}, "trackers.0: input should be 'tensorboard' or 'wandb', not 'mlflow'"),
         ({"stop_when_flat": 0}, "stop_when_flat: input should be greater than or equal to 1, not 0"),
         ({"vae": ""}, "vae: string should have at least 1 character, not ''"),
+        ({"revision": ""}, "revision: string should have at least 1 character, not ''"),
+        ({"variant": ""}, "variant: string should have at least 1 character, not ''"),
+        ({"prediction_type": "v"}, "prediction_type: input should be 'epsilon' or 'v_prediction', not 'v'"),
+        ({"precision": "fp8"}, "precision: input should be 'auto', 'fp32', 'fp16' or 'bf16', not 'fp8'"),
+        ({"tuning": {"gradient_checkpointing": 1}}, "tuning.gradient_checkpointing: input should be a valid boolean"),
+        ({"rewards": {"sources": {"hpsv2": 1}}}, "rewards.sources.hpsv2: input should be a text in quotes, not 1"),
         ({"sampling": {"clip_skip": 0}}, "sampling.clip_skip: input should be greater than or equal to 1, not 0"),
         ({"sampling": {"clip_skip": 13}}, "sampling.clip_skip: input should be less than or equal to 12, not 13"),
     ],
@@ -373,7 +396,23 @@ def test_a_weight_that_is_none_leaves_the_ranking():
     assert changed.rewards.weights == {"x": 2.0, "y": 1.0}
 
 
-KEYS = [*sorted(make().flat()), "rewards.weights.text_image", "rewards.weights.x", "prompts", "sampling", "a.b", ""]
+def test_a_source_is_set_and_taken_out_as_a_weight_is():
+    config = make().with_overrides(["rewards.sources.pickscore=heads/p.safetensors", "rewards.sources.b='x'"])
+    assert config.rewards.sources == config.flat()["rewards.sources"] == {"pickscore": "heads/p.safetensors", "b": "x"}
+    assert config.with_overrides(["rewards.sources.b=none"]).rewards.sources == {"pickscore": "heads/p.safetensors"}
+    assert make().with_overrides(["rewards.sources.b=none"]) == make()
+
+
+KEYS = [
+    *sorted(make().flat()),
+    "rewards.weights.text_image",
+    "rewards.weights.x",
+    "rewards.sources.x",
+    "prompts",
+    "sampling",
+    "a.b",
+    "",
+]
 TYPED = (
     TEXT
     | st.text(alphabet=st.characters(codec=None), max_size=5)
@@ -411,3 +450,11 @@ def test_every_number_says_its_meaning():
     for section in sections:
         for name, field in getattr(section, "model_fields", {}).items():
             assert field.description or hasattr(field.annotation, "model_fields"), name
+
+
+def test_a_rewards_name_may_hold_a_dot():
+    config = make().with_overrides(["rewards.weights.hpsv2.1=2", "rewards.sources.hpsv2.1=hps.pt"])
+    assert config.rewards.weights == {"text_image": 1.0, "hpsv2.1": 2.0}
+    assert config.rewards.sources == {"hpsv2.1": "hps.pt"}
+    assert Config.parse(config.to_toml()) == config
+    assert "hpsv2.1" not in config.with_overrides(["rewards.weights.hpsv2.1=none"]).rewards.weights

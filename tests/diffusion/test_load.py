@@ -1,4 +1,5 @@
 import importlib
+import json
 import re
 import shutil
 
@@ -6,7 +7,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from raft_diffusion.diffusion.load import load, resolve_model
+from raft_diffusion.diffusion.load import choose_dtype, load
+from raft_diffusion.diffusion.sampler import make_scheduler
+from raft_diffusion.sd15 import source
 
 module = importlib.import_module("raft_diffusion.diffusion.load")
 
@@ -30,34 +33,71 @@ def test_the_model_describes_itself(components):
     assert components.scheduler_config["beta_end"] == 0.012
 
 
-def test_pocket_is_the_folder_inside_the_package(monkeypatch, model_folder):
-    assert module.POCKET.parts[-4:] == ("raft_diffusion", "pocket", "weights", "model")
-    monkeypatch.setattr(module, "POCKET", model_folder)
-    assert resolve_model("pocket") == str(model_folder)
-
-
-def test_a_hub_id_is_left_to_the_hub():
-    assert resolve_model("owner/name") == "owner/name"
-
-
-@pytest.mark.parametrize("name", ["nowhere", "./no/such", "/no/such", "a/b/c", "../x", ""])
-def test_what_is_neither_folder_nor_hub_id_is_refused_in_one_sentence(name):
-    with pytest.raises(ValueError, match=r"no model at|holds no model_index.json"):
-        resolve_model(name)
-
-
 def test_a_folder_that_is_no_model_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no model_index.json"):
         load(tmp_path, device="cpu", dtype=torch.float32)
 
 
-def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch):
+def test_what_a_download_raises_is_one_sentence(monkeypatch):
     def refuse(*_, **__):
-        raise OSError("404")
+        raise OSError("Error no file\nnamed x")
 
+    monkeypatch.setattr(module, "check_model", lambda name, **_: name)
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", refuse)
-    with pytest.raises(ValueError, match=r"cannot load the model 'owner/name' \(404\)"):
-        load("owner/name", device="cpu", dtype=torch.float32)
+    message = "cannot load the model 'owner/name' (Error no file named x); its safetensors weights must be there"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)} with the variant fp16$"):
+        load("owner/name", device="cpu", dtype=torch.float32, variant="fp16")
+
+
+def test_the_prediction_can_be_set_where_the_folder_does_not_say_it(model_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    config = copy / "scheduler" / "scheduler_config.json"
+    said = json.loads(config.read_text())
+    assert said.pop("prediction_type") == "epsilon"
+    config.write_text(json.dumps(said))
+    found = load(copy, device="cpu", dtype=torch.float32, prediction_type="v_prediction")
+    assert found.prediction_type == "v_prediction" and found.scheduler_config["beta_end"] == 0.012
+    for name in ("DDPM", "Euler", "DPM++ 2M"):
+        assert make_scheduler(name, found.scheduler_config).config.prediction_type == "v_prediction"
+    with pytest.raises(ValueError, match="unknown prediction_type 'v'; choose from epsilon, v_prediction"):
+        load(model_folder, device="cpu", dtype=torch.float32, prediction_type="v")
+
+
+def test_a_variant_of_the_weights_is_read(components, model_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    for path in copy.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    found = load(copy, device="cpu", dtype=torch.float32, variant="fp16").unet.state_dict()
+    assert all(torch.equal(value, components.unet.state_dict()[name]) for name, value in found.items())
+    with pytest.raises(ValueError, match="holds no weights without a variant; set the variant to 'fp16'"):
+        load(copy, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "expected"),
+    [
+        ("auto", "cpu", None, torch.float32),
+        ("auto", "mps", None, torch.float32),
+        ("auto", "cuda", (8, 0), torch.bfloat16),
+        ("auto", "cuda:1", (7, 5), torch.float16),
+        ("fp32", "cuda", (9, 0), torch.float32),
+        ("fp16", "mps", None, torch.float16),
+        ("bf16", "cpu", None, torch.bfloat16),
+        ("bf16", "cuda", (7, 5), torch.bfloat16),
+    ],
+)
+def test_the_precision_suits_the_device(monkeypatch, precision, device, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability if name == device else None)
+    assert choose_dtype(precision, device) == expected
+
+
+def test_a_precision_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match='precision "fp16" needs a GPU; on the CPU choose "fp32" or "bf16"'):
+        choose_dtype("fp16", "cpu")
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose from auto, fp32, fp16, bf16"):
+        choose_dtype("fp8", "cuda")
 
 
 def test_an_inpainting_unet_is_refused(components):
@@ -92,5 +132,5 @@ def test_a_model_knows_its_name(monkeypatch, model_folder):
     assert load(model_folder, device="cpu", dtype=torch.float32).name == model_folder.name
     monkeypatch.chdir(model_folder)
     assert load(".", device="cpu", dtype=torch.float32).name == model_folder.name
-    monkeypatch.setattr(module, "POCKET", model_folder)
+    monkeypatch.setattr(source, "POCKET", model_folder)
     assert load("pocket", device="cpu", dtype=torch.float32).name == "pocket"

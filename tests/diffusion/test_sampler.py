@@ -1,3 +1,4 @@
+import inspect
 import warnings
 from dataclasses import replace
 
@@ -199,6 +200,57 @@ def test_a_name_means_what_it_says_whatever_the_model_is_set_to(components):
     config = {**components.scheduler_config, "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}
     plain = make_scheduler("DPM++ 2M", config).config
     assert (plain.use_karras_sigmas, plain.algorithm_type) == (False, "dpmsolver++")
+
+
+def zero_snr_config(components):
+    """The model's schedule as that of a velocity model whose last level is pure noise."""
+    return {**components.scheduler_config, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_schedule_that_ends_without_signal_starts_from_pure_noise(components, settings, draws, scheduler):
+    """Zero terminal SNR, of a folder with any scheduler: the first step is the last level, and it is rescaled."""
+    config = zero_snr_config(components)
+    changed = replace(components, scheduler_config=config)
+    settings = replace(settings, scheduler=scheduler)
+    kind = getattr(diffusers, SCHEDULERS[scheduler].kind)
+    if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+        with pytest.raises(ValueError, match=f"^the scheduler {scheduler!r} cannot start from pure noise, .* DPM"):
+            DiffusionPolicy(changed, settings=settings)
+        return
+    policy = DiffusionPolicy(changed, settings=settings)
+    made = make_scheduler(scheduler, config)
+    assert (made.config.rescale_betas_zero_snr, made.config.timestep_spacing) == (True, "trailing")
+    assert made.alphas_cumprod[-1] < 1e-6
+    made.set_timesteps(4)
+    assert round(float(made.timesteps[0])) == 999
+    (sample,) = policy.generate(draws[:1])
+    assert sample.data.latent.isfinite().all()
+
+
+@pytest.mark.parametrize("scheduler", ["DDIM", "Euler", "DPM++ 2M"])
+def test_velocity_without_signal_is_sampled_as_diffusers_does(components, settings, draws, scheduler):
+    kind = {"DDIM": "DDIMScheduler", "Euler": "EulerDiscreteScheduler", "DPM++ 2M": "DPMSolverMultistepScheduler"}
+    config = zero_snr_config(components)
+    policy = DiffusionPolicy(
+        replace(components, scheduler_config=config), settings=replace(settings, scheduler=scheduler)
+    )
+    noise = [torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(draw.seed)) for draw in draws]
+    pipe = pipeline(components, "DDIM")
+    pipe.scheduler = getattr(diffusers, kind[scheduler]).from_config(
+        config, timestep_spacing="trailing", **({"algorithm_type": "dpmsolver++"} if scheduler == "DPM++ 2M" else {})
+    )
+    expected = pipe(
+        prompt=[draw.prompt.text for draw in draws],
+        negative_prompt=[draw.prompt.negative for draw in draws],
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        width=32,
+        height=24,
+        latents=torch.cat(noise),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(latents(policy.generate(draws)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pictures_that_are_not_square_equal_those_of_diffusers(policy, settings, shake):

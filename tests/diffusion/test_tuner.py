@@ -1,21 +1,32 @@
 import copy
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler
+from safetensors.torch import load_file
 
 from raft_diffusion.core.records import Winner
 from raft_diffusion.diffusion.adapter import FILE_NAME
 from raft_diffusion.diffusion.pictures import Picture
 from raft_diffusion.diffusion.sampler import DiffusionPolicy
-from raft_diffusion.diffusion.tuner import DiffusionTuner
+from raft_diffusion.diffusion.tuner import DiffusionTuner, _Objective
 
 
 def velocity_config(components):
     """The model's schedule, said to predict v."""
     schedule = {k: components.scheduler_config[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
     return DDIMScheduler(**schedule, clip_sample=False, prediction_type="v_prediction").config
+
+
+def zero_snr_config(components):
+    """The same, rescaled so that the last level is pure noise."""
+    config = dict(velocity_config(components)) | {"rescale_betas_zero_snr": True}
+    del config["_use_default_values"]  # in which diffusers keeps what nobody said
+    return config
 
 
 @pytest.fixture
@@ -253,6 +264,97 @@ def with_latent(winner, latent):
     return replace(
         winner, candidate=replace(winner.candidate, sample=replace(winner.sample, data=Picture(latent, None)))
     )
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_gradient_checkpointing_computes_twice_and_learns_the_same(make_policy, winners, tmp_path, text_encoder):
+    def learned(folder, gradient_checkpointing):
+        policy = make_policy(text_encoder=text_encoder)
+        calls = []
+        policy.components.unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(
+            lambda *_: calls.append(torch.is_grad_enabled())
+        )
+        tune = DiffusionTuner(steps=2, batch_size=2, learning_rate=1e-3, gradient_checkpointing=gradient_checkpointing)
+        figures = tune(policy, winners, seed=3)
+        assert not policy.components.unet.is_gradient_checkpointing
+        return figures, saved(policy, folder), len(calls)
+
+    plain, checkpointed = learned(tmp_path / "plain", False), learned(tmp_path / "less", True)
+    assert (plain[2], checkpointed[2]) == (2, 4)
+    assert checkpointed[0] == pytest.approx(plain[0], rel=1e-6)
+    first, second = (load_file(tmp_path / name / FILE_NAME) for name in ("plain", "less"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_schedule_that_ends_without_signal_is_tuned_on_all_its_levels(make_policy, winners):
+    """Zero terminal SNR: the last level is pure noise, where the velocity to be told is minus the picture."""
+    policy = make_policy()
+    config = zero_snr_config(policy.components)
+    policy.components = replace(policy.components, scheduler_config=config)
+    calls = seen_by_unet(policy)
+    figures = DiffusionTuner(steps=1, batch_size=2000, learning_rate=1e-4, snr_gamma=5.0)(policy, winners[:1], seed=3)
+    assert all(map(math.isfinite, figures.values()))
+    ((noisy, timesteps, _),) = calls
+    last = noisy[timesteps == 999]
+    assert len(last) and abs(last.std() - 1) < 0.1
+    clean = winners[0].sample.data.latent.flatten()
+    assert abs(torch.corrcoef(torch.stack([clean, last[0].flatten()]))[0, 1]) < 0.25  # nothing of the picture
+
+
+def test_the_weight_of_a_level_without_signal_is_finite(make_policy):
+    policy = make_policy()
+    config = zero_snr_config(policy.components)
+    policy.components = replace(policy.components, scheduler_config=config)
+    velocity = _Objective(policy, 5.0, [""])._level_weights
+    assert velocity.isfinite().all() and velocity[-1] == 0 and velocity.max() < 1
+    object.__setattr__(policy.components, "scheduler_config", config | {"prediction_type": "epsilon"})
+    noise = _Objective(policy, 5.0, [""])._level_weights
+    assert noise.isfinite().all() and noise[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "used"),
+    [
+        (torch.float16, "no", "fp16"),
+        (torch.float16, "bf16", "fp16"),
+        (torch.bfloat16, "no", "no"),
+        (torch.float32, "bf16", "bf16"),
+    ],
+)
+def test_half_precision_weights_are_tuned_with_a_scaled_loss(monkeypatch, dtype, asked, used):
+    given = {}
+    monkeypatch.setattr("raft_diffusion.diffusion.tuner.Accelerator", lambda **options: given.update(options))
+    components = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-3, mixed_precision=asked)._accelerator(components)
+    assert (given["mixed_precision"], given["cpu"]) == (used, False)
+
+
+def test_a_gradient_that_is_not_finite_stops_unless_its_loss_was_scaled(make_policy, winners, monkeypatch):
+    norms = iter([math.inf, 3.0, math.inf])
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    tune = DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-12)
+    with pytest.raises(RuntimeError, match="the gradient of tuning step 1 is inf; lower learning_rate"):
+        tune(make_policy(), winners, seed=1)
+    scaled = SimpleNamespace(clip_grad_norm_=lambda *_: torch.tensor(next(norms)), scaler=object())
+    assert [tune._norm(scaled, [], 1) for _ in range(2)] == [[3.0], []]
+    monkeypatch.setattr(DiffusionTuner, "_norm", lambda *_: [])
+    with pytest.raises(RuntimeError, match="no tuning step had a finite gradient; tune more steps, or choose bf16"):
+        tune(make_policy(), winners, seed=1)
+
+
+def test_low_precision_weights_carry_a_lora_of_full_precision(make_policy, winners):
+    policy = make_policy()
+    for part in (policy.components.unet, policy.components.text_encoder):
+        frozen = {name: p for name, p in part.named_parameters() if ".lora_" not in name}
+        for parameter in frozen.values():
+            parameter.data = parameter.data.bfloat16()
+    before = weights(policy)
+    figures = DiffusionTuner(steps=2, batch_size=2, learning_rate=1e-3, gradient_checkpointing=True)(
+        policy, winners, seed=3
+    )
+    assert all(parameter.dtype == torch.float32 for parameter in policy.trained.parameters().values())
+    assert math.isfinite(figures["loss"]) and not torch.equal(weights(policy), before)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(make_policy, winners):

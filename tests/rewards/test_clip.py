@@ -1,10 +1,13 @@
 """ClipTower against open_clip itself, and the published LAION heads against the numbers published with them."""
 
+import hashlib
 import json
 import math
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -15,12 +18,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from raft_diffusion.core.loop import score
+from raft_diffusion.pocket import WEIGHTS
 from raft_diffusion.rewards.clip import ClipTower, diversity, load_head
+from raft_diffusion.rewards.heads import HEADS, find_head
 
+LEVELS = 2.01 / 255  # a level off after the first of two passes may be two after the second
 V1 = [-2.4579, -0.1379, 1.8951, 3.5849, 5.0997, 6.4701, 7.7870, 9.0480, 10.2264, 11.3044]
 V2 = [1.6555, 2.3593, 3.0698, 3.6725, 4.2380, 4.7010, 5.0731, 5.3654, 5.5767, 5.7468]
 START, END = 54, 55  # of the small vocabulary
 IDS = {"cat": [START, 53, END], "a dog": [START, 26, 3, 14, 32, END]}
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +117,73 @@ def test_a_held_out_tower_puts_its_prefix_before_every_name(untouched_tower, tow
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (96, 96), (96, 64), (33, 100), (512, 384)])
 def test_preprocessing_equals_open_clip(tower, size):
-    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    image = picture(0, size)
     transform = image_transform(64, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
     difference = (tower.preprocess([image])[0] - transform(image)).abs()
+    assert difference.max() < LEVELS / 0.5
+
+
+def photograph(name: str, size: tuple[int, int]) -> Image.Image:
+    """One of scikit-image's, (width, height) pixels."""
+    found = find_spec("skimage")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("scikit-image, whose photographs are compared on, is not installed")
+    return Image.open(Path(found.submodule_search_locations[0]) / "data" / name).resize(size, Image.Resampling.LANCZOS)
+
+
+def plain_tower(size: int, resize_mode: str = "shortest") -> ClipTower:
+    """A tower that only prepares pictures, with OpenAI's mean and deviation."""
+    model = torch.nn.Module()
+    model.visual = SimpleNamespace(image_size=size)
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    return ClipTower(model, torch.tensor, mean=mean, std=std, heads={}, resize_mode=resize_mode)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest"])
+@pytest.mark.parametrize("size", [(256, 256), (512, 512), (768, 512), (512, 768)])
+@pytest.mark.parametrize(
+    "name", ["astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "retina.jpg", "camera.png", "page.png"]
+)
+def test_photographs_are_prepared_as_open_clip_prepares_them(name, size, resize_mode):
+    image = photograph(name, size)
+    difference = (
+        plain_tower(224, resize_mode).preprocess([image])[0]
+        - image_transform(224, is_train=False, resize_mode=resize_mode)(image)
+    ).abs()
     assert difference.mean() < 0.01
-    assert difference.max() < 0.1
+    assert difference.max() < LEVELS / min(open_clip.OPENAI_DATASET_STD)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest"])
+@pytest.mark.parametrize("size", [(256, 256), (512, 512), (768, 512), (250, 500), (448, 224)])
+def test_hard_edges_and_noise_are_prepared_as_open_clip_prepares_them(size, resize_mode):
+    """Black beside white overshoots in both directions: what is not cut between the passes comes out elsewhere."""
+    random_ = np.random.default_rng(0)
+    blocks = np.kron(random_.integers(0, 2, (8, 8, 3)) * 255, np.ones((100, 100, 1))).astype(np.uint8)
+    image = Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
+    noise = Image.fromarray(random_.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    transform = image_transform(224, is_train=False, resize_mode=resize_mode)
+    ours = plain_tower(224, resize_mode).preprocess([image, noise])
+    difference = (ours - torch.stack([transform(image), transform(noise)])).abs()
+    assert difference.mean() < 0.01
+    assert difference.max() < LEVELS / min(open_clip.OPENAI_DATASET_STD)
+
+
+@pytest.mark.parametrize("name", ["clip", "held_out"])
+@pytest.mark.parametrize("size", [(64, 64), (256, 256), (512, 384)])
+def test_scores_of_the_carried_towers_agree_with_open_clip(name, size, samples):
+    folder, batch = WEIGHTS / name, samples(4, "red circle", "blue square", size=size)
+    tower = ClipTower.load(folder)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
+    with torch.inference_mode():
+        image = model.eval().encode_image(torch.stack([transform(s.data.image) for s in batch]), normalize=True)
+    expected = 100 * (image * tower.embed_texts([s.prompt.text for s in batch])).sum(1)
+    assert tower(batch)["text_image"] == pytest.approx(expected.tolist(), abs=0.2)
+
+
+def test_pictures_of_mixed_sizes_keep_their_order():
+    tower, images = plain_tower(64), [picture(k, size) for k, size in enumerate([(64, 64), (96, 64), (64, 64)])]
+    assert torch.equal(tower.preprocess(images), torch.cat([tower.preprocess([image]) for image in images]))
 
 
 def test_pictures_of_mixed_sizes_share_a_batch(tower, samples):
@@ -126,6 +198,32 @@ def test_a_nan_score_is_caught_with_its_sample(tower_folder, samples):
     batch = samples(2)
     with pytest.raises(ValueError, match=f"'aesthetic' scored sample {batch[0].id} .* as nan"):
         score(batch, [ClipTower.load(tower_folder, device="cpu")])
+
+
+def test_one_pass_over_the_pictures_gives_every_score(untouched_tower, samples, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    heads = {name: torch.randn(1, 24, generator=generator) for name in ("aesthetic_v1", "aesthetic_v2")}
+    for name, weight in heads.items():
+        save_file({"weight": weight, "bias": torch.tensor([5.0])}, tmp_path / f"{name}.safetensors")
+    tower = ClipTower.load(untouched_tower, aesthetic={name: tmp_path / f"{name}.safetensors" for name in heads})
+    encode, passes = open_clip.CLIP.encode_image, []
+    monkeypatch.setattr(
+        open_clip.CLIP, "encode_image", lambda self, x, **kw: (passes.append(len(x)), encode(self, x, **kw))[1]
+    )
+    batch = samples(3)
+    scores = tower(batch)
+    assert passes == [3]
+    assert list(scores) == list(tower.names) == ["text_image", "aesthetic", "aesthetic_v1", "aesthetic_v2"]
+    embeddings = tower.embed_images([s.data.image for s in batch])
+    for name, weight in heads.items():
+        assert scores[name] == pytest.approx(((embeddings @ weight.T)[:, 0] + 5).tolist(), abs=1e-4)
+
+
+def test_a_tower_in_half_precision_scores_nearly_the_same(tower, untouched_tower, samples):
+    half = ClipTower.load(untouched_tower, device="cpu", dtype=torch.bfloat16)
+    assert half.embed_images([s.data.image for s in samples(2)]).dtype == torch.float32
+    for name, values in half(samples(4)).items():
+        assert values == pytest.approx(tower(samples(4))[name], abs=3)
 
 
 def test_without_a_head_there_is_no_aesthetic_score(tower_folder, samples):
@@ -174,7 +272,11 @@ def test_a_tokenizer_without_its_files_is_refused(tower_folder):
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("resize_mode", "squash", "squash.*shortest"), ("interpolation", "bilinear", "bilinear.*bicubic")],
+    [
+        ("resize_mode", "squash", "squash.*'shortest' and 'longest' are"),
+        ("interpolation", "bilinear", "bilinear.*'bicubic' is"),
+        ("fill_color", 255, "fill_color 255; only 0 is"),
+    ],
 )
 def test_another_preprocessing_is_refused_not_ignored(tower_folder, key, value, message):
     path = tower_folder / "open_clip_config.json"
@@ -183,6 +285,16 @@ def test_another_preprocessing_is_refused_not_ignored(tower_folder, key, value, 
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         ClipTower.load(tower_folder, device="cpu")
+
+
+def test_a_tower_that_wants_whole_pictures_gets_them_on_black(tower_folder):
+    path = tower_folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"preprocess_cfg": {**config["preprocess_cfg"], "resize_mode": "longest"}}))
+    image = picture(0, (100, 50))
+    expected = image_transform(64, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7), resize_mode="longest")
+    ours = ClipTower.load(tower_folder, device="cpu").preprocess([image])[0]
+    assert (ours - expected(image)).abs().max() < LEVELS / 0.5
 
 
 def test_a_configuration_without_a_mean_is_one_clear_error(tower_folder):
@@ -267,6 +379,31 @@ def test_laion_heads_give_the_known_ratings(file, ratings):
     with torch.inference_mode():
         scores = head(torch.nn.functional.normalize(embeddings, dim=-1)).flatten()
     assert scores.tolist() == pytest.approx(ratings, abs=1e-3)
+
+
+def test_the_head_for_the_smaller_tower_ranks_its_ratings():
+    if "RAFT_LAION_DIR" not in os.environ:
+        pytest.skip("RAFT_LAION_DIR, a folder with LAION's heads and embeddings, is not set")
+    folder = Path(os.environ["RAFT_LAION_DIR"])
+    head = load_head(find_head("aesthetic_v1", tower="any", source=str(folder / "sa_0_4_vit_b_32_linear.pth")))
+    embeddings = [np.load(folder / f"vit_b_32_embeddings/rating{n}.npy") for n in range(10)]
+    with torch.inference_mode():
+        scores = head(torch.nn.functional.normalize(torch.from_numpy(np.concatenate(embeddings)), dim=-1)).flatten()
+    assert scores.tolist() == sorted(scores.tolist())
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.path.name)
+def test_the_pinned_hashes_are_those_of_the_real_files(head):
+    if "RAFT_LAION_DIR" not in os.environ:
+        pytest.skip("RAFT_LAION_DIR, a folder with LAION's heads and embeddings, is not set")
+    content = (Path(os.environ["RAFT_LAION_DIR"]) / head.path.name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == head.sha256
+
+
+def test_a_head_that_holds_more_than_tensors_is_not_unpickled(tmp_path):
+    torch.save({"weight": torch.ones(1, 24), "bias": SimpleNamespace()}, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match=r"head\.pth cannot be loaded: it is broken or holds more than tensors$"):
+        load_head(tmp_path / "head.pth")
 
 
 def test_a_head_of_another_form_is_refused(tmp_path):
