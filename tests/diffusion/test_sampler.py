@@ -223,7 +223,7 @@ def test_a_schedule_that_ends_without_signal_starts_from_pure_noise(components, 
     assert (made.config.rescale_betas_zero_snr, made.config.timestep_spacing) == (True, "trailing")
     assert made.alphas_cumprod[-1] < 1e-6
     made.set_timesteps(4)
-    assert round(float(made.timesteps[0])) == 999
+    assert float(made.timesteps[0]) >= 998  # of 999: exponential levels come as 998.99997, which diffusers cuts
     (sample,) = policy.generate(draws[:1])
     assert sample.data.latent.isfinite().all()
 
