@@ -98,6 +98,7 @@ def test_there_are_examples_for_every_command():
     assert {command.split()[1] for command in readme_commands()} == names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("command", REAL)
 def test_an_example_of_the_carried_model_runs(workshop, command, capsys):
@@ -111,6 +112,7 @@ def test_an_example_of_another_model_is_parsed(command):
     assert command_line.make_context(name, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_ten_lines_of_python_run(workshop):
     code = python_block("import raft_diffusion")

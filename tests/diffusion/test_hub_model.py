@@ -12,6 +12,7 @@ import pytest
 
 from raft_diffusion.sd15.source import POCKET
 
+pytestmark = pytest.mark.slow  # each start of a process imports torch anew
 Hub = runpy.run_path(str(Path(__file__).parents[1] / "hub.py"))["Hub"]
 CODE = """
 import json, sys
