@@ -11,12 +11,12 @@ TOWER_BATCH = 64  # pictures that a CLIP tower takes at once
 DECODED_PIXELS = 2**20  # pictures are decoded in parts of at most so many pixels, `diffusion.sampler`'s own number
 
 # Measured on Linux, float32, one thread: the process holds 0.97 GB once torch, diffusers, transformers, peft,
-# accelerate and open_clip are imported, and their caches and the allocator's leftovers grow by another 0.25 GB over a
-# run. Beside the tensors themselves come the kernels' copies of them: up to 2.2 times with the carried model's narrow
-# layers, whose channels are padded to 16, and 1.0 times with SD 1.5's. Peaks of whole runs: pocket-monet 1.87 GB,
-# pocket-resolution 1.61 GB; a round of SD 1.5 at 256 px, 4 pictures sampled at once and 2 trained on, 7.18 GB, of
-# which 7.01 GB while the float16 file was being converted.
-LIBRARIES = 1.25e9
+# accelerate and open_clip are imported, and their caches and the allocator's leftovers grow by about another 0.4 GB
+# over a run. Beside the tensors themselves come the kernels' copies of them: up to 2.2 times with the carried model's
+# narrow layers, whose channels are padded to 16, and 1.0 times with SD 1.5's. Peaks of whole runs: pocket-monet 1.87
+# GB, pocket-resolution 1.71 GB; a round of SD 1.5 at 256 px, 4 pictures sampled at once and 2 trained on, 7.18 GB
+# from a folder and 7.27 GB from a checkpoint, 7.0 and 7.3 GB of them while float16 weights became float32.
+LIBRARIES = 1.4e9
 WORKSPACE = 1.6
 CARD_CONTEXT = 0.6e9  # CUDA's own share of a card; not measured
 CARD_WORKSPACE = 1.0
