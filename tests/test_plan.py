@@ -182,7 +182,7 @@ def test_the_decoders_operations_are_those_that_torch_counts():
 
 
 @pytest.mark.parametrize("targets", [ATTENTION, EVERYTHING])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("half", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.filterwarnings("ignore:There are modules")
 def test_a_training_step_keeps_what_torch_keeps_and_costs_twice_the_forward_pass(targets, half):
     import torch
