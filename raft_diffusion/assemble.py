@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .core.config import Config
+from .core.config import Config, Rewards
 from .core.loop import Reward
 from .core.prompts import draw_round
 from .core.records import Draw
@@ -63,8 +63,7 @@ def check(config: Config) -> None:
 
     rewards, selection = config.rewards, config.selection
     across = selection.top_fraction is not None or selection.top_count is not None
-    own = [name.rpartition(":")[2] for name in rewards.custom]
-    ranking = [name for name in rewards.weights if name not in own]
+    ranking = _published(rewards)
     checks: list[Callable[[], object]] = [
         lambda: _check_device(config.device),
         lambda: find_scheduler(config.sampling.scheduler),
@@ -83,6 +82,12 @@ def check(config: Config) -> None:
             problems.append(str(error))
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _published(rewards: Rewards) -> list[str]:
+    """The ranking rewards that are none of the user's own functions."""
+    own = {name.rpartition(":")[2] for name in rewards.custom}
+    return [name for name in rewards.weights if name not in own]
 
 
 def _check_device(name: str) -> None:
@@ -213,8 +218,7 @@ def make_rewards(config: Config) -> list[Reward]:
     from .rewards import PREFERENCES
 
     settings = config.rewards
-    names = [name for name in settings.weights if name not in {own.rpartition(":")[2] for own in settings.custom}]
-    ranking = [*names, *settings.custom]
+    ranking = [*_published(settings), *settings.custom]
     rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
     if settings.held_out in PREFERENCES:
         rewards.append(_preference(settings.held_out, config.device, settings.sources, prefix=HELD_OUT_PREFIX))
@@ -258,9 +262,8 @@ def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: s
     from .diffusion import choose_dtype
     from .rewards.preference import load_preference
 
-    device = pick_device(device)
-    dtype = choose_dtype("auto", device)
-    return load_preference(name, source=sources.get(name), device=device, dtype=dtype, prefix=prefix)
+    source, device = sources.get(name), pick_device(device)
+    return load_preference(name, source=source, device=device, dtype=choose_dtype("auto", device), prefix=prefix)
 
 
 def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any]], None]]:

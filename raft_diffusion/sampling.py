@@ -15,6 +15,7 @@ from .core.config import Config
 from .core.prompts import find_prompts
 from .core.records import Draw, Prompt, Sample
 from .lora_file import find_lora, read_lora
+from .sd15.source import POCKET as CARRIED
 from .webui import find_scheduler
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def check(order: Order, folder: Path) -> None:
 
 def _vae_factor(model: str) -> int:
     """How many pixels a latent cell spans, from a model folder's own words; 1, which refuses nothing, if unknown."""
-    folder = Path(__file__).parent / "pocket" / "weights" / "model" if model == POCKET else Path(model).expanduser()
+    folder = CARRIED if model == POCKET else Path(model).expanduser()
     if folder.is_file():
         return 8  # a checkpoint is a Stable Diffusion 1.x, or is refused
     try:

@@ -11,8 +11,6 @@ import typer
 
 from .options import Run, file_of, make_console
 
-LORA = "pytorch_lora_weights.safetensors"
-
 
 def export(
     run: Run,
@@ -55,14 +53,13 @@ def export(
 
 def _adapter(run: Path, number: int | None) -> Path:
     """The adapter after a round; the last one there is when no round is named."""
-    if number is not None:
-        path = run / "rounds" / f"{number:03d}" / "adapter" / LORA
-        if not path.is_file():
-            there = sorted(int(folder.name) for folder in (run / "rounds").glob("[0-9]*") if folder.is_dir())
-            known = f"it has {there[0]} to {there[-1]}" if there else "it has none yet"
-            raise ValueError(f"{run} has no round {number}: {known}")
-        return path
-    stored = sorted((run / "rounds").glob(f"[0-9]*/adapter/{LORA}"))
-    if not stored:
-        raise ValueError(f"{run} has no finished round to export; `train` goes on with it")
-    return stored[-1]
+    from ..lora_file import FILE_NAME, find_lora
+
+    if number is None:
+        return find_lora(run)
+    path = run / "rounds" / f"{number:03d}" / "adapter" / FILE_NAME
+    if not path.is_file():
+        there = sorted(int(folder.name) for folder in (run / "rounds").glob("[0-9]*") if folder.is_dir())
+        known = f"it has {there[0]} to {there[-1]}" if there else "it has none yet"
+        raise ValueError(f"{run} has no round {number}: {known}")
+    return path

@@ -111,10 +111,9 @@ def sample(
         if grid and len(rows) > 1:
             numbers["grid"] = str(sampling.write_grid(order, rows, out))
     paths = [row["path"] for row in rows]
-    shown = (
-        paths if len(paths) <= _SHOWN else [*paths[: _SHOWN - 1], f"... and {len(paths) - _SHOWN + 1} more in {out}"]
-    )
-    for path in [*shown, *([numbers["grid"]] if numbers["grid"] else [])]:
+    if len(paths) > _SHOWN:
+        paths = [*paths[: _SHOWN - 1], f"... and {len(paths) - _SHOWN + 1} more in {out}"]
+    for path in [*paths, *([numbers["grid"]] if numbers["grid"] else [])]:
         console.print(clean(path), soft_wrap=True)
 
 
