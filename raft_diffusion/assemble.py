@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .core.config import Config, Rewards
+from .checks import HELD_OUT_PREFIX, POCKET, TOWERS, check_device, check_heads, check_tower, published
+from .core.config import Config
 from .core.loop import Reward
 from .core.prompts import draw_round
 from .core.records import Draw
 from .core.select import Select
 
-POCKET = "pocket"
-TOWERS = {"pocket": "clip", "pocket-held-out": "held_out"}
-DEVICES = ("auto", "cpu", "cuda", "mps")
-MAY_CHANGE = ("rounds", "stop_when_flat", "device", "threads", "trackers", "sampling.batch_size", "evaluation")
-HELD_OUT_PREFIX = "held_out."
+MAY_CHANGE = (
+    "rounds",
+    "stop_when_flat",
+    "device",
+    "threads",
+    "trackers",
+    "sampling.batch_size",
+    "tuning.gradient_checkpointing",
+    "evaluation",
+)
 
 
 def prepare(threads: int | None) -> int:
@@ -56,74 +60,6 @@ def _keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def check(config: Config) -> None:
-    """Refuse, before anything is loaded, the names that lead nowhere. Raises ValueError with every problem."""
-    from .rewards import check_comparable, check_names
-    from .webui import find_scheduler
-
-    rewards, selection = config.rewards, config.selection
-    across = selection.top_fraction is not None or selection.top_count is not None
-    ranking = _published(rewards)
-    checks: list[Callable[[], object]] = [
-        lambda: _check_device(config.device),
-        lambda: find_scheduler(config.sampling.scheduler),
-        lambda: _check_held_out(rewards.weights),
-        lambda: check_names([*(n for n in ranking if not n.startswith(HELD_OUT_PREFIX)), *rewards.custom]),
-        lambda: _check_tower(rewards.scorer),
-        lambda: _check_judge(rewards.held_out),
-        lambda: check_comparable(rewards.weights, across=across),
-        lambda: _check_trackers(config.trackers),
-    ]
-    problems = []
-    for run in checks:
-        try:
-            run()
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-def _published(rewards: Rewards) -> list[str]:
-    """The ranking rewards that are none of the user's own functions."""
-    own = {name.rpartition(":")[2] for name in rewards.custom}
-    return [name for name in rewards.weights if name not in own]
-
-
-def _check_device(name: str) -> None:
-    if name not in DEVICES and not (name.startswith("cuda:") and name[5:].isdigit()):
-        raise ValueError(f"unknown device {name!r}; choose {', '.join(DEVICES)}, or cuda:1 for a second card")
-
-
-def _check_held_out(weights: Mapping[str, float]) -> None:
-    if any(name.startswith(HELD_OUT_PREFIX) for name in weights):
-        raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")
-
-
-def _check_judge(name: str | None) -> None:
-    """The held-out reward: a tower or a preference model."""
-    from .rewards import PREFERENCES
-
-    if name is not None and name not in PREFERENCES:
-        _check_tower(name)
-
-
-def _check_tower(name: str) -> None:
-    if name in TOWERS or ":" in name or Path(name).is_dir():
-        return
-    near = difflib.get_close_matches(name, TOWERS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(
-        f"no CLIP tower {name!r}: {hint}Give {', '.join(TOWERS)}, a folder, or MODEL:PRETRAINED as open_clip names it"
-    )
-
-
 def pick_device(name: str) -> str:
     """The device of a configuration: "auto" is the first of cuda, mps and cpu that is there.
 
@@ -131,7 +67,7 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    _check_device(name)
+    check_device(name)
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device, there in has.items() if there)
@@ -218,7 +154,7 @@ def make_rewards(config: Config) -> list[Reward]:
     from .rewards import PREFERENCES
 
     settings = config.rewards
-    ranking = [*_published(settings), *settings.custom]
+    ranking = [*published(settings), *settings.custom]
     rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
     if settings.held_out in PREFERENCES:
         rewards.append(_preference(settings.held_out, config.device, settings.sources, prefix=HELD_OUT_PREFIX))
@@ -245,7 +181,8 @@ def make_scorers(
     if wanted := [name for name in names if name in TOWER_REWARDS]:
         from .rewards.heads import heads_for
 
-        _check_tower(scorer)
+        check_tower(scorer)
+        check_heads(scorer, wanted, sources)
         tower = make_tower(scorer, device=device, heads=heads_for(_tower_source(scorer), wanted, sources))
         if missing := [name for name in wanted if name not in tower.names]:
             raise ValueError(f"the CLIP tower {scorer} gives {', '.join(tower.names)} and no {', '.join(missing)}")

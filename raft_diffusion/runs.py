@@ -92,10 +92,10 @@ class Run:
     """
 
     def __init__(self, config: Config, folder: Path | str, *, progress: Progress | None = None) -> None:
-        from . import assemble
+        from . import assemble, checks
 
         self.config, self.folder, self._progress = config, Path(folder), progress
-        assemble.check(config)
+        checks.check(config)
         RunFolder.check(self.folder, config=config, may_change=assemble.MAY_CHANGE)
         threads = assemble.prepare(config.threads)
         self._rewards = assemble.make_rewards(config)
@@ -158,19 +158,17 @@ def is_finished(config: Config, done: int, root: Path) -> bool:
 
 def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
     """Train what is left to train, evaluate, report. A finished run shows its result, and no model is loaded."""
-    from . import assemble
+    from . import assemble, checks
     from .report import write_report
     from .terminal import clean, show_evaluation
 
-    assemble.check(config)
+    checks.check(config)
     before = RunFolder.check(root, config=config, may_change=assemble.MAY_CHANGE)
     evaluation = root / "evaluation" / "evaluation.json"
     if not is_finished(config, before, root) or not _is_evaluated(evaluation, config):
         outlook = forecast(config, machine=this_machine())
         console.print(outlook.sentence(), highlight=False)
         for note in outlook.notes:
-            if note.startswith("speed:"):
-                continue  # "about" has said it
             console.print(clean(f"note: {note}"), soft_wrap=True)
         if before:
             console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
@@ -188,7 +186,7 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
 
 def run_rounds(config: Config, root: Path, console: Console) -> None:
     """The rounds that are left, under the live table, then the evaluation."""
-    from .assemble import HELD_OUT_PREFIX
+    from .checks import HELD_OUT_PREFIX
     from .rewards import PREFERENCES
     from .terminal import LiveTable
 

@@ -357,7 +357,7 @@ def test_a_card_is_an_estimate_that_nobody_measured():
     result = expect("pocket-monet", "model=a/b", machine=CARD)
     assert result.device == "NVIDIA A100-SXM4-80GB"
     assert not result.known
-    assert any("not yet measured" in note and "A100" in note for note in result.notes)
+    assert "not yet measured" in result.basis and "A100" in result.basis
     assert any("a/b is taken to be of Stable Diffusion 1.5's size" in note for note in result.notes)
     assert "a guess, as NVIDIA X1 is not in its table" in card_speed("NVIDIA X1").basis
     assert card_speed("NVIDIA A10").flops > card_speed("Tesla T4").flops
@@ -468,7 +468,7 @@ def test_a_measurement_corrects_the_time():
     assert slow.seconds_per_round == pytest.approx(calls * 60.0 + 60 * 10.0, rel=0.25)  # decoding and scoring besides
     assert slow.seconds_per_round > calls * 60.0 + 60 * 10.0
     assert slow.known
-    assert "measured here, 60 s for a UNet call of 128 rows and 10 s for a pass of finetuning" in "".join(slow.notes)
+    assert "measured here, 60 s for a UNet call of 128 rows and 10 s for a pass of finetuning" in slow.basis
     assert slow.peak_memory_bytes == before.peak_memory_bytes
 
 
@@ -613,7 +613,7 @@ def test_measure_runs_the_model_and_says_so(tmp_path):
     assert min(unet, tuning) > 0
     batches, steps = 160 // 4, 150
     assert numbers["seconds_per_round"] > batches * 12 * unet + steps * tuning
-    assert any(f"a UNet call of 4 rows and {tuning:.3g} s" in note for note in numbers["notes"])
+    assert f"a UNet call of 4 rows and {tuning:.3g} s" in numbers["basis"]
 
 
 @pytest.mark.parametrize(
@@ -623,6 +623,7 @@ def test_measure_runs_the_model_and_says_so(tmp_path):
         (["pocket-monet", "--set", "rewards.weights={ asthetic = 1.0 }"], "aesthetic"),
         (["pocket-monet", "--set", "sampling.scheduler=Eular"], "Euler"),
         (["pocket-monet", "--model", "nowhere"], "no model at 'nowhere'"),
+        (["pocket-monet", "--revision", "main"], "revision 'main' is for a model on the hub"),
     ],
 )
 def test_it_refuses_what_train_would(arguments, message):

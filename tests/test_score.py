@@ -172,6 +172,15 @@ def test_only_the_scores_that_were_asked_for_are_shown(call):
             r"scored sample pictures.1\.png \('a cat'\) as 'good'; a score must",
         ),
         (["pictures", *OWN, "--sort", "width"], "--sort width: no such score is asked for; choose letters or incompr"),
+        (["pictures", *OWN, "--source", "head.pth"], "--source head.pth: write REWARD=PATH, such as aesthetic_v2="),
+        (
+            ["pictures", *OWN, "--source", "aesthetic=a.pth"],
+            "--source aesthetic=a.pth: 'aesthetic' does not score here",
+        ),
+        (
+            ["pictures", "--prompt", "x", "--reward", "aesthetic", "--source", "aesthetic=a.pth"],
+            "there is no file a.pth",
+        ),
         (["pictures", *OWN, "--prompt", " "], "--prompt is empty"),
         (["pictures", *OWN, "--csv", "pictures"], "--csv pictures: cannot write there; name a file in a folder"),
         (["pictures", *OWN, "--csv", "nowhere/v.csv"], "--csv nowhere/v.csv: cannot write there"),

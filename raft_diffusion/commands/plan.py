@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ConfigName, Device, HeldOut, Json, Model, Prompts, Set, Threads, collected, make_console
+from .options import (
+    ConfigName,
+    Device,
+    HeldOut,
+    Json,
+    Model,
+    Prediction,
+    Prompts,
+    Revision,
+    Set,
+    Threads,
+    Variant,
+    collected,
+    make_console,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +33,9 @@ if TYPE_CHECKING:
 def plan(
     config: ConfigName,
     model: Model = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
     device: Device = None,
@@ -42,7 +59,7 @@ def plan(
 
     Example: raft-diffusion plan pocket-monet --json -
     """
-    from .. import assemble, runs
+    from .. import checks, runs
     from ..planning.forecast import forecast, this_machine
 
     resolved = runs.load_config(
@@ -50,11 +67,14 @@ def plan(
         threads=threads,
         device=device,
         model=model,
+        revision=revision,
+        variant=variant,
+        prediction_type=prediction_type,
         prompts=prompts,
         held_out=held_out,
         changes=changes or [],
     )
-    assemble.check(resolved)
+    checks.check(resolved)
     with collected(json_file) as numbers:
         console = make_console(json_file)
         result = forecast(resolved, machine=this_machine())
@@ -95,7 +115,7 @@ def show(console: Console, result: Forecast, folder: Path) -> None:
     timed = "time is corrected by a measurement; memory and disk are estimates"
     guessed = "time, memory and disk are estimates"
     console.print(f"Images and steps are exact; {timed if result.measured else guessed}.", highlight=False)
-    for note in result.notes:
+    for note in (result.basis, *result.notes):
         console.print(Text(f"- {note}"), soft_wrap=True)
 
 

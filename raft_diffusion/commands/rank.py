@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import Device, Json, Threads, collected, make_console
-from .score import PromptText, RewardNames, Scorer, cut, file_names, formatted, plain_table, score_pictures
+from .score import (
+    PromptText,
+    RewardNames,
+    Scorer,
+    Sources,
+    cut,
+    file_names,
+    formatted,
+    parse_sources,
+    plain_table,
+    score_pictures,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +42,7 @@ def rank(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy the winners there.")] = None,
     rewards: RewardNames = None,
     scorer: Scorer = "pocket",
+    sources: Sources = None,
     prompt: PromptText = None,
     device: Device = None,
     threads: Threads = None,
@@ -57,12 +69,13 @@ def rank(
         refuse_occupied(out)
     with collected(json_file) as numbers:
         if (target / "config.toml").is_file():
-            _refuse_scoring(target, {"--reward": rewards, "--prompt": prompt})
+            _refuse_scoring(target, {"--reward": rewards, "--prompt": prompt, "--source": sources})
             numbers.update(_rank_run(target, _run_select(target, given, method, best), out, console))
         else:
             names, given = _folder_weights(rewards or [], given)
             select = _make_select(given, method or "zscore", 1 if best is None else best)
-            scoring = {"scorer": scorer, "device": device, "threads": threads}
+            found = parse_sources(sources or [], names)
+            scoring = {"scorer": scorer, "sources": found, "device": device, "threads": threads}
             numbers.update(_rank_folder(target, names, select, prompt, scoring, out, console))
 
 
@@ -89,7 +102,8 @@ def _refuse_scoring(run: Path, options: dict[str, Any]) -> None:
 
 def _run_select(run: Path, given: dict[str, float], method: str | None, best: int | None) -> Select:
     """The run's own ranking, but for the options."""
-    from ..assemble import HELD_OUT_PREFIX, make_select
+    from ..assemble import make_select
+    from ..checks import HELD_OUT_PREFIX
     from ..core.config import Config
     from ..rewards import score_name
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, Json, Model, Threads, collected, make_console
+from .options import Device, Json, Model, Prediction, Revision, Threads, Variant, collected, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +57,9 @@ def sample(
     prompts: Texts = None,
     run: RunFolder = None,
     model: Model = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     lora: Lora = None,
     lora_scale: LoraScale = 1.0,
     count: Count = 4,
@@ -89,6 +92,7 @@ def sample(
     from ..terminal import clean
 
     given = {"model": model, "lora": lora, "width": width, "height": height, "steps": steps, "cfg_scale": cfg_scale}
+    given |= {"revision": revision, "variant": variant, "prediction_type": prediction_type}
     given |= {"sampler": sampler, "clip_skip": clip_skip, "vae": vae, "batch_size": batch_size}
     order = sampling.make_order(
         prompts or [],

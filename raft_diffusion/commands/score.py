@@ -31,6 +31,10 @@ RewardNames = Annotated[
 Scorer = Annotated[
     str, typer.Option("--scorer", metavar="TOWER", help="The CLIP tower: pocket, a folder, or MODEL:PRETRAINED.")
 ]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="REWARD=PATH", help="A reward's weights, instead of the download; repeatable."),
+]
 PromptText = Annotated[
     str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt of all pictures, whatever they carry.")
 ]
@@ -41,6 +45,7 @@ def score(
     prompt: PromptText = None,
     rewards: RewardNames = None,
     scorer: Scorer = "pocket",
+    sources: Sources = None,
     sort: Annotated[str | None, typer.Option("--sort", metavar="REWARD", help="Best first, by this reward.")] = None,
     csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write a table of values.")] = None,
     device: Device = None,
@@ -56,6 +61,8 @@ def score(
     Example: raft-diffusion score pictures --prompt "monet style cat" --reward text_image --sort text_image
 
     Example: raft-diffusion score pictures --reward compressibility --csv scores.csv
+
+    Example: raft-diffusion score pictures --reward pickscore --source pickscore=models/PickScore_v1
     """
     from ..gallery import read_gallery
     from ..rewards import check_names, score_name
@@ -63,6 +70,7 @@ def score(
     names = list(dict.fromkeys(rewards or DEFAULT_REWARDS))
     check_names(names)
     columns = [score_name(name) for name in names]
+    found = parse_sources(sources or [], names)
     _check_sort(sort, columns)
     table_path = Path(csv_file) if csv_file is not None else None
     check_writable(table_path, option="--csv")
@@ -70,7 +78,9 @@ def score(
     with collected(json_file) as numbers:
         with console.status("reading the pictures"):
             samples = read_gallery(paths, prompt=prompt)
-        scored = score_pictures(samples, names, scorer=scorer, device=device, threads=threads, console=console)
+        scored = score_pictures(
+            samples, names, scorer=scorer, sources=found, device=device, threads=threads, console=console
+        )
         if sort is not None:
             scored.sort(key=lambda item: -item.scores[sort])
         numbers["scores"] = [
@@ -88,6 +98,7 @@ def score_pictures(
     names: Sequence[str],
     *,
     scorer: str,
+    sources: Mapping[str, str],
     device: str | None,
     threads: int | None,
     console: Console,
@@ -109,13 +120,26 @@ def score_pictures(
             names
         ):  # the others may do without torch, which takes its time
             assemble.prepare(threads)
-        rewards = assemble.make_scorers(names, scorer=scorer, device=device or "auto")
+        rewards = assemble.make_scorers(names, scorer=scorer, device=device or "auto", sources=sources)
     parts = (TextColumn("scoring"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*parts, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(samples))
         scored = score_gallery(samples, rewards, progress=lambda done: bar.update(task, completed=done))
     columns = [score_name(name) for name in names]
     return [Scored(item.sample, {name: item.scores[name] for name in columns}) for item in scored]
+
+
+def parse_sources(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Reward -> file or folder, from REWARD=PATH. Raises ValueError for another form or a reward not asked for."""
+    sources = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not path.strip():
+            raise ValueError(f"--source {text}: write REWARD=PATH, such as aesthetic_v2=head.pth")
+        if name.strip() not in names:
+            raise ValueError(f"--source {text}: {name.strip()!r} does not score here; choose {' or '.join(names)}")
+        sources[name.strip()] = path.strip()
+    return sources
 
 
 def require_prompts(samples: Sequence[Sample], names: Sequence[str]) -> None:

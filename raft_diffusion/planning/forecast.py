@@ -37,7 +37,7 @@ class Forecast:
     tuning_steps, tuning_samples: optimiser steps and pictures trained on, in all rounds.
     seconds: the whole run, from the start of the program to the evaluation; peak_memory: bytes on `device`.
     known: whether the speed was measured on such a device; measured: what was timed on this one, if anything was;
-    notes: sentences for people.
+    basis: where the speed comes from, and notes: sentences for people.
     """
 
     prompts: int
@@ -61,6 +61,7 @@ class Forecast:
     device: str
     known: bool
     measured: Measured | None
+    basis: str
     notes: tuple[str, ...]
 
     @property
@@ -111,7 +112,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     if measured is not None:
         rows = sampling_rows(config)
         speed = speed.corrected(measured, predicted=speed.forward(parts.unet, rows), rows=rows)
-    notes = [*parts.notes, speed.basis, *_notes(config, machine, device)]
+    notes = [*parts.notes, *_notes(config, machine, device)]
     there = machine.card_memory if device == "cuda" else machine.memory
     short = None if there is None else short_of_memory(config, peak, there=there, say=size)
     return Forecast(
@@ -136,6 +137,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
         device=f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else _card_name(device, machine),
         known=speed.known,
         measured=measured,
+        basis=speed.basis,
         notes=tuple(notes if short is None else [*notes, short]),
     )
 

@@ -86,11 +86,11 @@ def find_head(name: str, *, tower: str, source: str | None = None) -> Path:
         path = Path(source).expanduser()
         if not path.is_file():
             raise ValueError(
-                f"rewards.sources.{name}: there is no file {source}; give a LAION head (.pth or .safetensors), or "
-                "leave the setting out to have the published one downloaded"
+                f"the source of {name}: there is no file {source}; give a LAION head (.pth or .safetensors), or "
+                "leave the source out to have the published one downloaded"
             )
         return path
-    head = _published(name, tower)
+    head = published(name, tower)
     if not (head.path.is_file() and _sha256(head.path.read_bytes()) == head.sha256):
         _download(head, name)
     return head.path
@@ -107,7 +107,8 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _published(name: str, tower: str) -> Head:
+def published(name: str, tower: str) -> Head:
+    """The head that was published for a tower. Raises ValueError where there is none, and says for which."""
     model, _, weights = tower.partition(":")
     # weights in a file cannot be known; those that need this GELU and lie at hand are taken for OpenAI's
     openai = weights == "openai" or (model.endswith("-quickgelu") and Path(weights).is_file())
@@ -118,13 +119,17 @@ def _published(name: str, tower: str) -> Head:
     towers = dict.fromkeys(f"{head.tower}-quickgelu:openai" for head in HEADS if name in (head.name, "aesthetic"))
     raise ValueError(
         f"no head {name} was published for the CLIP tower {tower}: choose the tower {' or '.join(towers)}, "
-        f"or give a head made for yours with --set rewards.sources.{name}=FILE"
+        f"or give a head made for yours with {_own(name)}"
     )
+
+
+def _own(name: str) -> str:
+    return f"--set rewards.sources.{name}=FILE (in `score` and `rank`: --source {name}=FILE)"
 
 
 def _download(head: Head, name: str) -> None:
     """Under a temporary name, checked, then renamed: an interrupted download leaves nothing that looks whole."""
-    instead = f"download it yourself and give it with --set rewards.sources.{name}=FILE"
+    instead = f"download it yourself and give it with {_own(name)}"
     if offline():
         raise ValueError(
             f"the aesthetic head {head.path.name} is not in {head.path.parent} and HF_HUB_OFFLINE forbids to download "

@@ -136,7 +136,7 @@ def test_a_file_of_the_users_own_is_taken_as_it_is_for_any_tower(tmp_path):
 
 def test_a_source_that_is_no_file_is_one_sentence(tmp_path):
     with pytest.raises(
-        ValueError, match=r"rewards\.sources\.aesthetic_v1: there is no file .*mine\.pth; give a LAION head"
+        ValueError, match=r"the source of aesthetic_v1: there is no file .*mine\.pth; give a LAION head"
     ):
         find_head("aesthetic_v1", tower=L14, source=str(tmp_path / "mine.pth"))
 

@@ -1,0 +1,105 @@
+"""What is refused before anything is loaded: settings that lead nowhere. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from .core.config import Config, Rewards
+
+POCKET = "pocket"
+TOWERS = {"pocket": "clip", "pocket-held-out": "held_out"}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+HELD_OUT_PREFIX = "held_out."
+
+
+def check(config: Config) -> None:
+    """Refuse, before anything is loaded, the names that lead nowhere. Raises ValueError with every problem."""
+    from .rewards import check_comparable, check_names
+    from .webui import find_scheduler
+
+    rewards, selection = config.rewards, config.selection
+    across = selection.top_fraction is not None or selection.top_count is not None
+    ranking = published(rewards)
+    checks: list[Callable[[], object]] = [
+        lambda: check_device(config.device),
+        lambda: find_scheduler(config.sampling.scheduler),
+        lambda: _check_held_out(rewards.weights),
+        lambda: check_names([*(n for n in ranking if not n.startswith(HELD_OUT_PREFIX)), *rewards.custom]),
+        lambda: check_tower(rewards.scorer),
+        lambda: _check_judge(rewards.held_out),
+        lambda: check_comparable(rewards.weights, across=across),
+        lambda: _check_trackers(config.trackers),
+        lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
+        lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
+    ]
+    problems = []
+    for run in checks:
+        try:
+            run()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def published(rewards: Rewards) -> list[str]:
+    """The ranking rewards that are none of the user's own functions."""
+    own = {name.rpartition(":")[2] for name in rewards.custom}
+    return [name for name in rewards.weights if name not in own]
+
+
+def check_device(name: str) -> None:
+    if name not in DEVICES and not (name.startswith("cuda:") and name[5:].isdigit()):
+        raise ValueError(f"unknown device {name!r}; choose {', '.join(DEVICES)}, or cuda:1 for a second card")
+
+
+def _check_held_out(weights: Mapping[str, float]) -> None:
+    if any(name.startswith(HELD_OUT_PREFIX) for name in weights):
+        raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")
+
+
+def _check_judge(name: str | None) -> None:
+    """The held-out reward: a tower or a preference model."""
+    from .rewards import PREFERENCES
+
+    if name is not None and name not in PREFERENCES:
+        check_tower(name)
+
+
+def check_tower(name: str) -> None:
+    if name in TOWERS or ":" in name or Path(name).is_dir():
+        return
+    near = difflib.get_close_matches(name, TOWERS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(
+        f"no CLIP tower {name!r}: {hint}Give {', '.join(TOWERS)}, a folder, or MODEL:PRETRAINED as open_clip names it"
+    )
+
+
+def check_model_here(name: str, *, revision: str | None = None, variant: str | None = None) -> None:
+    """`sd15.source.check_model` for a model on this machine; of one on the hub the name alone, for nothing is
+    downloaded before the work begins. Raises ValueError."""
+    from .sd15.source import check_model, resolve_model
+
+    if Path(resolve_model(name)).exists():
+        check_model(name, revision=revision, variant=variant)
+
+
+def check_heads(scorer: str, names: Sequence[str], sources: Mapping[str, str]) -> None:
+    """Refuse an aesthetic score for which no head was published that reads this tower. Raises ValueError."""
+    from .rewards import AESTHETICS
+    from .rewards.heads import published
+
+    for name in names:
+        carried = name == "aesthetic" and scorer in TOWERS
+        if name in AESTHETICS and name not in sources and not carried and not Path(scorer).is_dir():
+            published(name, scorer)
