@@ -9,12 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .checks import HELD_OUT_PREFIX, POCKET, TOWERS, check_device, check_heads, check_tower, published
+from .checks import (
+    HELD_OUT_PREFIX,
+    TOWERS,
+    check_device,
+    check_heads,
+    check_tower,
+    published,
+    ranks_by_log_ratio,
+)
 from .core.config import Config
 from .core.loop import Reward
 from .core.prompts import draw_round
 from .core.records import Draw
 from .core.select import Select
+from .core.store import RunFolder
+from .guarding import Guard, measure, watch_of
 
 MAY_CHANGE = (
     "rounds",
@@ -22,10 +32,18 @@ MAY_CHANGE = (
     "device",
     "threads",
     "trackers",
+    "guard",
     "sampling.batch_size",
+    "sampling.lora_scale",
     "tuning.gradient_checkpointing",
     "evaluation",
 )
+
+
+def may_change(config: Config) -> tuple[str, ...]:
+    """What a resumed run may change. The rounds may not where they say how the guidance of the candidates goes on."""
+    fixed = ("rounds",) if config.sampling.collect_guidance_end is not None else ()
+    return tuple(key for key in MAY_CHANGE if key not in fixed)
 
 
 def prepare(threads: int | None) -> int:
@@ -77,7 +95,22 @@ def pick_device(name: str) -> str:
 
 
 def make_policy(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
-    """The model of the configuration with a fresh LoRA, set to collect candidates."""
+    """The model of the configuration with the LoRA that learns, set to collect candidates."""
+    policy = make_base(config, progress)
+    tuning = config.tuning
+    policy.add_adapter(
+        rank=tuning.rank,
+        alpha=tuning.alpha,
+        targets=tuning.targets,
+        text_encoder=tuning.text_encoder,
+        seed=config.seed,
+        start=Path(config.lora) if config.lora else None,
+    )
+    return policy
+
+
+def make_base(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+    """The model of the configuration without any LoRA."""
     from .diffusion import DiffusionPolicy, choose_dtype, load
 
     device = pick_device(config.device)
@@ -91,18 +124,9 @@ def make_policy(config: Config, progress: Callable[[str, int, int], None] | None
         prediction_type=config.prediction_type,
         tiny_decoder=config.sampling.tiny_decoder,
     )
-    policy = DiffusionPolicy(
+    return DiffusionPolicy(
         components, settings=collecting(config), clip_skip=config.sampling.clip_skip, progress=progress
     )
-    tuning = config.tuning
-    policy.add_adapter(
-        rank=tuning.rank,
-        alpha=tuning.alpha,
-        targets=tuning.targets,
-        text_encoder=tuning.text_encoder,
-        seed=config.seed,
-    )
-    return policy
 
 
 def user_settings(config: Config) -> Any:
@@ -120,15 +144,17 @@ def user_settings(config: Config) -> Any:
     )
 
 
-def collecting(config: Config) -> Any:
-    """How candidates are collected: as the user samples, at a guidance of their own and by a tiny decoder if set."""
+def collecting(config: Config, index: int = 1) -> Any:
+    """How the candidates of round `index` are collected: as the user samples, but for the guidance, the noise and a
+    tiny decoder where they are set."""
     from dataclasses import replace
 
     sampling, settings = config.sampling, user_settings(config)
-    guidance = sampling.collect_guidance_scale
     return replace(
         settings,
-        guidance_scale=settings.guidance_scale if guidance is None else guidance,
+        guidance_scale=config.collect_guidance(index),
+        eta=sampling.eta,
+        noise_scale=sampling.noise_scale,
         tiny_decoder=sampling.tiny_decoder is not None,
     )
 
@@ -150,17 +176,54 @@ def _tower_source(name: str) -> str:
 
 
 def make_rewards(config: Config) -> list[Reward]:
-    """Everything that scores candidates: what ranks, and the held-out one, which is stored beside and never ranks."""
-    from .rewards import PREFERENCES
-
+    """What scores candidates: what ranks, and the held-out one, which is stored beside and never ranks. What needs the
+    policy is left to `bound_rewards`."""
     settings = config.rewards
     ranking = [*published(settings), *settings.custom]
     rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
-    if settings.held_out in PREFERENCES:
-        rewards.append(_preference(settings.held_out, config.device, settings.sources, prefix=HELD_OUT_PREFIX))
-    elif settings.held_out:
-        rewards.append(make_tower(settings.held_out, device=config.device, prefix=HELD_OUT_PREFIX))
+    if settings.held_out:
+        rewards.append(make_held_out(config, settings.held_out))
     return rewards
+
+
+def make_held_out(config: Config, name: str) -> Any:
+    """A tower or a preference model that never ranks."""
+    from .rewards import PREFERENCES
+
+    if name in PREFERENCES:
+        return _preference(name, config.device, config.rewards.sources, prefix=HELD_OUT_PREFIX)
+    return make_tower(name, device=config.device, prefix=HELD_OUT_PREFIX)
+
+
+def make_guard(config: Config, policy: Any, rewards: Sequence[Reward], store: RunFolder) -> Guard | None:
+    """What looks at the run's rounds, at the user's settings; None where the settings have none.
+
+    rewards: those of `make_rewards`, whose held-out one is used again. policy: with its adapter as the run starts.
+    """
+    from .rewards.clip import ClipTower
+
+    watch = watch_of(config)
+    if watch is None:
+        return None
+    name, model = watch.reward, watch.model
+    loaded = [reward for reward in rewards if isinstance(reward, ClipTower) and reward.names[0] == name]
+    reward = loaded[0] if loaded and model == config.rewards.held_out else make_held_out(config, model)
+    settings = user_settings(config)
+
+    def look(draws: Sequence[Draw]) -> tuple[list[float], list[float]]:
+        with policy.at_strength(config.sampling.lora_scale):
+            return measure(draws, generate=partial(policy.generate, settings=settings), reward=reward, name=name)
+
+    return Guard(watch=watch, measure=look, policy=policy, store=store)
+
+
+def bound_rewards(config: Config, policy: Any) -> list[Reward]:
+    """What scores candidates by the policy itself."""
+    if not ranks_by_log_ratio(config.rewards):
+        return []
+    from .diffusion.log_ratio import LogRatio
+
+    return [LogRatio(policy)]
 
 
 def make_scorers(
@@ -230,6 +293,8 @@ def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any
 
 
 def make_select(config: Config) -> Select:
+    from .distance import picture_distance
+
     selection = config.selection
     return Select(
         weights=config.rewards.weights,
@@ -238,23 +303,28 @@ def make_select(config: Config) -> Select:
         top_fraction=selection.top_fraction,
         top_count=selection.top_count,
         tau=selection.tau,
+        min_spread=selection.min_spread,
+        diversity=selection.diversity,
+        distance=picture_distance if selection.diversity else None,
     )
 
 
-def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None = None, *, index: int = 1) -> Any:
+    """The tuner of round `index`: the later the round, the smaller the steps, where the learning rate decays."""
     from .diffusion import DiffusionTuner
 
     tuning = config.tuning
     return DiffusionTuner(
         steps=tuning.steps,
         batch_size=tuning.batch_size,
-        learning_rate=tuning.learning_rate,
+        learning_rate=tuning.learning_rate * tuning.learning_rate_decay ** (index - 1),
         gradient_accumulation=tuning.gradient_accumulation,
         snr_gamma=tuning.snr_gamma,
         condition_drop=tuning.condition_drop,
         max_grad_norm=tuning.max_grad_norm,
         mixed_precision=tuning.mixed_precision,
         warmup_steps=tuning.warmup_steps,
+        anti_drift=tuning.anti_drift,
         restart=tuning.restart,
         gradient_checkpointing=tuning.gradient_checkpointing,
         progress=progress,
@@ -282,6 +352,7 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .diffusion import before_after
     from .evaluate import Plan, evaluate
     from .rewards.clip import ClipTower, diversity
+    from .scales import make_judge
 
     plan = Plan(
         target=config.train_prompts(),
@@ -293,36 +364,30 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
         weights=config.rewards.weights,
         method=config.rewards.method,
     )
-    judge, truth = None, None
-    if config.model == POCKET:
-        from . import pocket
-        from .pocket.judge import Judge, knows
-        from .pocket.world import true_pictures
-
-        if all(knows(prompt.text) for prompt in (*plan.target, *plan.ood)):
-            judge = Judge.load(pocket.JUDGE)
-            truth = partial(true_pictures, size=config.sampling.width, seed=config.seed)
+    judge, truth = make_judge(config)
     settings = user_settings(config)
     towers = [reward for reward in rewards if isinstance(reward, ClipTower)]
-    result = evaluate(
-        policy,
-        partial(policy.generate, settings=settings),
-        rewards,
-        plan,
-        folder=folder,
-        judge=judge,
-        diversity=diversity,
-        embed=towers[-1].embed_images if towers else (lambda images: None),
-        truth=truth,
-        settings={
-            "guidance_scale": settings.guidance_scale,
-            "num_inference_steps": settings.num_inference_steps,
-            "scheduler": settings.scheduler,
-            "width": settings.width,
-            "height": settings.height,
-            "best_of": plan.best_of,
-        },
-    )
+    with policy.at_strength(config.sampling.lora_scale):
+        result = evaluate(
+            policy,
+            partial(policy.generate, settings=settings),
+            rewards,
+            plan,
+            folder=folder,
+            judge=judge,
+            diversity=diversity,
+            embed=towers[-1].embed_images if towers else (lambda images: None),
+            truth=truth,
+            settings={
+                "guidance_scale": settings.guidance_scale,
+                "num_inference_steps": settings.num_inference_steps,
+                "scheduler": settings.scheduler,
+                "width": settings.width,
+                "height": settings.height,
+                "best_of": plan.best_of,
+                "lora_scale": config.sampling.lora_scale,
+            },
+        )
     before_after(folder, result["examples"][:16], folder.parent / "before_after.png")
     return result
 

@@ -18,18 +18,19 @@ HELD_OUT_PREFIX = "held_out."
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, the names that lead nowhere. Raises ValueError with every problem."""
     from .rewards import check_comparable, check_names
-    from .webui import find_scheduler
+    from .webui import check_eta, find_scheduler
 
     rewards, selection = config.rewards, config.selection
-    across = selection.top_fraction is not None or selection.top_count is not None
+    across = (selection.top_fraction is not None or selection.top_count is not None) and len(config.prompts.train) > 1
     ranking = published(rewards)
     checks: list[Callable[[], object]] = [
         lambda: check_device(config.device),
-        lambda: find_scheduler(config.sampling.scheduler),
+        lambda: (find_scheduler(config.sampling.scheduler), check_eta(config.sampling.eta, config.sampling.scheduler)),
         lambda: _check_held_out(rewards.weights),
         lambda: check_names([*(n for n in ranking if not n.startswith(HELD_OUT_PREFIX)), *rewards.custom]),
         lambda: check_tower(rewards.scorer),
         lambda: _check_judge(rewards.held_out),
+        lambda: _check_guard(config.guard.reward, rewards),
         lambda: check_comparable(rewards.weights, across=across),
         lambda: _check_trackers(config.trackers),
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
@@ -46,9 +47,18 @@ def check(config: Config) -> None:
 
 
 def published(rewards: Rewards) -> list[str]:
-    """The ranking rewards that are none of the user's own functions."""
+    """The ranking rewards that are none of the user's own functions, and need no model that is being tuned."""
+    from .rewards import LOG_RATIO
+
     own = {name.rpartition(":")[2] for name in rewards.custom}
-    return [name for name in rewards.weights if name not in own]
+    return [name for name in rewards.weights if name not in own | {LOG_RATIO}]
+
+
+def ranks_by_log_ratio(rewards: Rewards) -> bool:
+    """Whether the tuned model itself has a say in the ranking (see `diffusion.log_ratio`)."""
+    from .rewards import LOG_RATIO
+
+    return LOG_RATIO in rewards.weights and LOG_RATIO not in {name.rpartition(":")[2] for name in rewards.custom}
 
 
 def check_device(name: str) -> None:
@@ -73,6 +83,19 @@ def _check_judge(name: str | None) -> None:
 
     if name is not None and name not in PREFERENCES:
         check_tower(name)
+
+
+def _check_guard(name: str | None, rewards: Rewards) -> None:
+    """The guard's own reward: as the held-out one, and nothing that ranks."""
+    from .rewards import TOWER_REWARDS
+
+    _check_judge(name)
+    by_tower = name == rewards.scorer and set(TOWER_REWARDS) & set(rewards.weights)
+    if name is not None and (by_tower or name in rewards.weights):
+        raise ValueError(
+            f"guard.reward is {name}, which ranks: a guard must take no part in the ranking, so give another tower, "
+            "pickscore or hpsv2.1"
+        )
 
 
 def check_tower(name: str) -> None:

@@ -11,6 +11,8 @@ from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.evaluate import evaluate
 from .commands.export import export
+from .commands.inspect import inspect
+from .commands.merge import merge
 from .commands.plan import plan
 from .commands.presets import presets
 from .commands.rank import rank
@@ -22,7 +24,7 @@ from .commands.train import train
 PANELS = {
     "Train": (demo, presets, plan, train),
     "Look and compare": (sample, score, rank, evaluate, report),
-    "Take away": (export,),
+    "Take away": (export, inspect, merge),
     "This machine": (doctor,),
 }
 

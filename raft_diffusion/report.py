@@ -22,8 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .pocket.objects import OBJECTS
 from .report_charts import Chart, chart
+from .report_guard import read_guard
 from .report_reader import Picture, Reader, is_number, numbers, rows, table
 from .report_result import Headline, headline, is_held_out, percent, read_measures, signed, written
+from .report_rounds import read_rounds
 
 LOSERS = 3  # the worst candidates shown of each group; its winners are all shown
 THUMBNAIL = 144  # px, the longer side of a candidate
@@ -80,6 +82,8 @@ def _page(reader: Reader) -> dict[str, Any]:
         "best_of": f"Best of {settings['best_of']}" if is_number(settings.get("best_of")) else "Best of K",
         "galleries": _galleries(examples, trained),
         "charts": _charts(figures),
+        "compared": read_rounds(reader),
+        "guard": read_guard(reader, [int(name) for name in _round_names(reader)]),
         "figures": figures,
         "by_round": {f.index: f for f in figures},
         "rounds": rounds,

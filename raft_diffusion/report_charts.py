@@ -22,19 +22,28 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves over the rounds, by label; ticks are (position, label)."""
+    """Curves over the rounds, by label; ticks are (position, label), spans the ends of intervals, from low to high."""
 
     name: str
     held_out: bool
     lines: dict[str, list[Point]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    spans: list[tuple[Point, Point]]
 
 
-def chart(name: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, held_out: bool) -> Chart:
-    """Lay out curves of (round, value); an empty one is left out, at least one is not empty."""
+def chart(
+    name: str,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    *,
+    held_out: bool,
+    spans: Sequence[tuple[int, float, float]] = (),
+) -> Chart:
+    """Lay out curves of (round, value) and intervals (round, low, high); an empty curve is left out, at least one is
+    not empty."""
     indices = [index for curve in curves.values() for index, _ in curve]
     values = [value for curve in curves.values() for _, value in curve]
+    values += [value for _, *ends in spans for value in ends]
     first, last = min(indices), max(indices)
     ticks = _ticks(min(values), max(values))
     low, high = ticks[0][0], ticks[-1][0]
@@ -53,6 +62,7 @@ def chart(name: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, held_
         lines={label: [Point(x(i), y(v), i, v) for i, v in curve] for label, curve in curves.items() if curve},
         x_ticks=[(x(index), str(index)) for index in range(first, last + 1, math.ceil((last - first + 1) / 10))],
         y_ticks=[(y(value), label) for value, label in ticks],
+        spans=[(Point(x(i), y(low), i, low), Point(x(i), y(high), i, high)) for i, low, high in spans],
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .core.config import Config
 from .core.prompts import find_prompts
 from .core.records import Draw, Prompt, Sample
-from .lora_file import find_lora, read_lora
+from .lora.file import find_lora, read_lora
 from .sd15.source import POCKET as CARRIED
 from .webui import find_scheduler
 
@@ -84,6 +84,7 @@ def make_order(
     Raises ValueError for a run or a prompt that cannot be used.
     """
     values: dict[str, Any] = {"model": POCKET, "vae": None, "lora": None, "clip_skip": 1, "sampler": "DPM++ 2M"}
+    values |= {"lora_scale": 1.0}
     values |= {"batch_size": 8, "precision": "auto"} | dict.fromkeys(_OF_MODEL)
     prompts = [prompt for text in texts for prompt in find_prompts(text)]
     if run is not None:
@@ -94,6 +95,8 @@ def make_order(
     if not prompts:
         raise ValueError('give a prompt, such as "monet style cat", a prompt file, or the name of a carried list')
     chosen = {key: value for key, value in given.items() if value is not None}
+    if "lora" in chosen:
+        values["lora_scale"] = 1.0  # the run's is that of its own LoRA
     if chosen.get("model", values["model"]) != values["model"]:
         values |= dict.fromkeys(_OF_MODEL)  # the run's own say nothing of another model
     if run is None:
@@ -120,6 +123,7 @@ def _settings_of(config: Config) -> dict[str, Any]:
         "cfg_scale": sampling.guidance_scale,
         "sampler": sampling.scheduler,
         "clip_skip": sampling.clip_skip,
+        "lora_scale": sampling.lora_scale,
         "batch_size": sampling.batch_size,
     }
 

@@ -14,9 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .core.guard import Look
 from .core.records import Round
 
-STAGES = {"sample": "sampling", "score": "scoring", "tune": "finetuning", "evaluate": "evaluating"}
+STAGES = {
+    "sample": "sampling",
+    "score": "scoring",
+    "tune": "finetuning",
+    "guard": "guarding",
+    "evaluate": "evaluating",
+}
 
 
 def clean(text: str) -> Text:
@@ -33,10 +40,13 @@ class LiveTable:
     """The rounds so far. `progress(stage, done, total)` moves the bar; `add(round)` appends a row.
 
     ranking: the reward whose mean and best are shown; held_out: the one that never ranks, or None.
+    guarded: show what the guard sees instead, in every round the same pictures, and first how it began.
     """
 
-    def __init__(self, console: Console, *, rounds: int, ranking: str, held_out: str | None) -> None:
-        self._rounds, self._ranking, self._held_out = rounds, ranking, held_out
+    def __init__(
+        self, console: Console, *, rounds: int, ranking: str, held_out: str | None, guarded: bool = False
+    ) -> None:
+        self._rounds, self._ranking, self._held_out, self._guarded = rounds, ranking, held_out, guarded
         self._rows: list[tuple[str, ...]] = []
         self._costs: list[float] = []
         self._began = time.monotonic()  # of the present round
@@ -68,22 +78,27 @@ class LiveTable:
     def progress(self, stage: str, done: int, total: int) -> None:
         if stage == "sample":
             self._sampling = time.monotonic() - self._began
+        elif stage == "guard" and not self._sampling:  # of the start: the first round begins after it
+            self._began = time.monotonic()
         if stage != self._stage or done <= 0:
             self._stage = stage
             self._bar.reset(self._task, description=STAGES.get(stage, stage), total=total, completed=done)
         self._bar.update(self._task, completed=done, total=total)
         self._live.update(self._render())
 
-    def add(self, round_: Round) -> None:
-        """One finished round."""
+    def add(self, round_: Round, *, start: Look | None = None, look: Look | None = None) -> None:
+        """One finished round. start, look: what the guard saw before the first round and after this one."""
         now = time.monotonic()
         self._costs.append(now - self._began)
-        self._began = now
+        if start and not self._rows:
+            self._rows.append(("start", "", "", *_seen(start, start), "", "", ""))
         candidates = [c for group in round_.groups for c in group.candidates]
         winners = [w.candidate for w in round_.selection.winners]
         left = (self._rounds - round_.index) * statistics.fmean(self._costs)
         cells = [str(round_.index), *self._means(self._ranking, candidates, winners)]
-        if self._held_out:
+        if self._guarded:
+            cells += _seen(look, start)
+        elif self._held_out:
             cells.append(f"{statistics.fmean(c.scores[self._held_out] for c in candidates):.2f}")
         loss = round_.figures.get("loss")
         cells += [
@@ -92,6 +107,7 @@ class LiveTable:
             clock(left),
         ]
         self._rows.append(tuple(cells))
+        self._began, self._sampling = now, 0.0
         self._live.update(self._render())
 
     @staticmethod
@@ -102,12 +118,20 @@ class LiveTable:
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         heads = ["round", self._ranking, "winners"]
-        heads += ["held-out"] if self._held_out else []
+        heads += ["held-out", "diversity"] if self._guarded else ["held-out"] if self._held_out else []
         for head in [*heads, "loss", "images/s", "time left"]:
             table.add_column(clean(head), justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)
         return Group(table, self._bar)
+
+
+def _seen(look: Look | None, start: Look | None) -> tuple[str, str]:
+    """The score, and the diversity as a share of the start's."""
+    if look is None or start is None:
+        return "", ""
+    share = f"{100 * look.diversity / start.diversity:.0f} %" if start.diversity else "100 %"
+    return f"{look.score:.2f}", share
 
 
 def show_evaluation(console: Console, result: dict[str, Any]) -> None:

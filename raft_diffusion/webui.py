@@ -94,6 +94,9 @@ def _table() -> dict[str, Scheduler]:
 SCHEDULERS: dict[str, Scheduler] = _table()
 """Every sampler by its name: WebUIs' "DPM++ 2M Karras", which newer ones split into sampler and schedule type."""
 
+WITH_ETA = ("DDIM", "TCD")
+"""The samplers whose noise a step is a setting; the ancestral and SDE ones always add theirs."""
+
 _UNAVAILABLE = {
     "DPM++ SDE": "DPM++ 2M SDE",
     "DPMSolverSDEScheduler": "DPM++ 2M SDE",
@@ -140,6 +143,14 @@ def find_scheduler(name: str) -> Scheduler:
     nearest = list(dict.fromkeys(known[title].name for title in close))[:3]
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
     raise ValueError(f"unknown scheduler {name!r}{hint}; known: {', '.join(_SAMPLERS)}, most with {', '.join(_TYPES)}")
+
+
+def check_eta(eta: float, name: str) -> None:
+    """Raises ValueError for noise at every step (`eta`) with a sampler that takes none."""
+    if eta and find_scheduler(name).sampler not in WITH_ETA:
+        raise ValueError(
+            f"eta is {eta}, but the scheduler {name!r} has none; set it to 0, or choose {' or '.join(WITH_ETA)}"
+        )
 
 
 def _folded(name: str) -> str:

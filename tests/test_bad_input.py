@@ -27,6 +27,8 @@ batch_size = 4
 [tuning]
 steps = 2
 batch_size = 2
+[guard]
+pairs = 8
 [evaluation]
 pairs = 2
 ood_pairs = 0

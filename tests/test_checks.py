@@ -45,6 +45,8 @@ def test_a_checkpoint_of_another_kind_is_told_before_torch_is_loaded(inpainting,
         (["revision=main"], "revision 'main' is for a model on the hub, and pocket is on this machine"),
         (["variant=fp16"], r"holds no weights of the variant 'fp16'; leave the variant out"),
         (["device=gpu"], "unknown device 'gpu'"),
+        (["sampling.eta=0.5"], r"eta is 0.5, but the scheduler 'DPM\+\+ 2M' has none; set it to 0, or choose DDIM"),
+        (["rewards.weights={ log_ratios = 1.0 }"], "unknown reward 'log_ratios'"),
     ],
 )
 def test_names_that_lead_nowhere(changes, sentence):
@@ -59,3 +61,21 @@ def test_a_hub_model_is_not_looked_up_before_the_work_begins(monkeypatch):
 
 def test_a_head_of_the_users_own_needs_no_published_one():
     checks.check_heads("pocket", ["aesthetic_v1"], {"aesthetic_v1": "head.pth"})
+
+
+def test_what_goes_with_the_levers():
+    checks.check(load_config("pocket-monet", changes=["sampling.eta=0.5", "sampling.scheduler=DDIM"]))
+    checks.check(load_config("pocket-monet", changes=["rewards.weights.log_ratio=-0.2"]))
+
+
+def test_winners_of_one_prompt_compete_by_any_reward():
+    across = ["rewards.method=fixed", "selection.top_count=8"]
+    checks.check(load_config("pocket-monet", changes=across))
+    with pytest.raises(ValueError, match="text_image compares pictures of one prompt only"):
+        checks.check(load_config("pocket-resolution", changes=across))
+
+
+def test_a_function_of_the_users_own_may_have_the_policys_name():
+    own = load_config("pocket-monet", changes=["rewards.weights.log_ratio=1", 'rewards.custom=["mine:log_ratio"]'])
+    assert not checks.ranks_by_log_ratio(own.rewards)
+    assert checks.ranks_by_log_ratio(load_config("pocket-monet", changes=["rewards.weights.log_ratio=1"]).rewards)

@@ -25,6 +25,7 @@ SMALLER = [
     "selection.best=1",
     "tuning.steps=2",
     "tuning.batch_size=2",
+    "guard.pairs=8",
     "evaluation.pairs=4",
     "evaluation.ood_pairs=2",
     "evaluation.best_of=2",

@@ -82,6 +82,30 @@ def test_candidates_are_guided_as_the_user_is_unless_told_otherwise():
     assert alone.unet_evaluations == 512 * 12
 
 
+def test_guidance_that_ends_halfway_is_counted_by_rounds():
+    """Guidance 3, 2, 1 and 0: the last two rounds look once a step."""
+    ends = ("sampling.collect_guidance_scale=3", "sampling.collect_guidance_end=0")
+    result, guided = expect("pocket-monet", *ends), expect("pocket-monet")
+    plain = expect("pocket-monet", "sampling.collect_guidance_scale=1")
+    assert result.unet_evaluations == 128 * 12 * (2 + 2 + 1 + 1)
+    assert result.seconds_per_round == pytest.approx((guided.seconds_per_round + plain.seconds_per_round) / 2)
+    assert result.evaluation_unet_evaluations == guided.evaluation_unet_evaluations
+    once = expect("pocket-monet", *ends, "rounds=1")
+    assert once.unet_evaluations == 128 * 12 * 2
+
+
+def test_levers_that_take_time_are_counted():
+    plain = expect("pocket-monet")
+    looked = expect("pocket-monet", "rewards.weights.log_ratio=-0.1")
+    assert looked.unet_evaluations == 512 * (12 * 2 + 8)  # four noise levels, with and without the adapter
+    assert looked.evaluation_unet_evaluations == 352 * (12 * 2 + 8)
+    assert plain.seconds_per_round < looked.seconds_per_round < 1.4 * plain.seconds_per_round
+    assert plain.seconds_evaluation < looked.seconds_evaluation < 1.4 * plain.seconds_evaluation
+    held = expect("pocket-monet", "tuning.anti_drift=1")
+    assert plain.seconds_per_round < held.seconds_per_round
+    assert held.peak_memory_bytes == plain.peak_memory_bytes
+
+
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # diffusers under numpy 2
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 @pytest.mark.parametrize("model", ["pocket", "a/b"])
@@ -287,8 +311,9 @@ def test_what_is_taken_over_from_the_code_that_runs_is_the_same_there(monkeypatc
     [("pocket-monet", 134, 194, 1.87e9, 9.60e6), ("pocket-resolution", 134, 196, 1.71e9, 20.17e6)],
 )
 def test_the_demos_as_they_were_measured(name, idle, busy, peak, disk):
-    """Seconds of CPU time on an idle and on a busy machine; the greatest resident size; the run folder's bytes."""
-    result = expect(name, "threads=1")
+    """Seconds of CPU time on an idle and on a busy machine; the greatest resident size; the run folder's bytes; without
+    a guard."""
+    result = expect(name, "threads=1", "guard.enabled=false")
     assert 0.7 * busy < result.seconds < 1.3 * idle
     assert result.peak_memory_bytes == pytest.approx(peak, rel=0.2)
     assert result.disk_bytes == pytest.approx(disk, rel=0.2)
@@ -459,7 +484,7 @@ def test_where_nothing_helps_enough():
 
 def test_a_measurement_corrects_the_time():
     before = expect("pocket-monet", "evaluation.pairs=2", "prompts.held_out=[]")
-    config = preset("pocket-monet")
+    config = preset("pocket-monet", "guard.enabled=false")
     assert sampling_rows(config) == 2 * 64  # guided: 64 pictures at once
     assert sampling_rows(preset("pocket-monet", "sampling.collect_guidance_scale=1")) == 64
     assert sampling_rows(preset("pocket-monet", "sampling.batch_size=500")) == 2 * 128  # a round has no more

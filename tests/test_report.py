@@ -307,6 +307,14 @@ def test_a_long_run_keeps_its_axis_readable() -> None:
     assert len(drawn.x_ticks) <= 10 and 3 <= len(drawn.y_ticks) <= 7
 
 
+def test_intervals_lie_within_the_chart():
+    drawn = chart("x", {"all": [(0, 2.0), (1, 3.0)]}, held_out=True, spans=[(0, 2.0, 2.0), (1, 1.0, 6.0)])
+    (low, high), points = drawn.spans[1], drawn.lines["all"]
+    assert (low.x, low.value, high.value) == (points[1].x, 1.0, 6.0)
+    assert TOP <= high.y < points[1].y < low.y <= BOTTOM
+    assert drawn.spans[0][0].y == points[0].y
+
+
 def test_a_run_without_evaluation_says_how_far_it_is(run: Path) -> None:
     shutil.rmtree(run / "evaluation")
     shutil.rmtree(run / "lora")
@@ -419,3 +427,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, raft_diffusion.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rounds_that_were_compared_are_drawn_and_damage_is_a_note(run):
+    scores = {"object": {"mean": 0.25, "ci95": [0, 0]}, "object_ood": {"mean": 0.5, "ci95": [0, 0]}}
+    later = {"object": {"mean": 0.75, "ci95": [0.25, 0.625]}, "object_ood": {"mean": 0.375, "ci95": [-0.25, 0.125]}}
+    rows = [{"round": 0, "scores": scores}, {"round": 1, "scores": later}]
+    place = run / "evaluation" / "rounds.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps({"settings": {"pairs": 8}, "steps": {"12": {"rounds": rows}}}))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "12 sampler steps, 8 pictures a round" in page
+    assert "round 1: 50 to 87.5" in page and "round 1, other prompts: 37.5" in page
+    place.write_text('{"settings": {}, "steps": {"12": 3}}')
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "evaluation/rounds.json is damaged and was left out." in page and "pictures a round" not in page

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -39,6 +40,8 @@ rank = 2
 alpha = 2
 steps = 2
 batch_size = 2
+[guard]
+pairs = 8
 [evaluation]
 pairs = 4
 ood_pairs = 2
@@ -136,7 +139,10 @@ def test_the_rounds_say_what_was_ranked_and_what_won(finished):
         assert max(group, key=lambda row: row["key"])["winner"]
     lines = (finished / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     stored = [json.loads((finished / f"rounds/00{i}/round.json").read_text(encoding="utf-8")) for i in (1, 2, 3)]
-    assert [json.loads(line) for line in lines] == stored
+    looks = [json.loads((finished / f"rounds/00{i}/guard.json").read_text(encoding="utf-8")) for i in (1, 2, 3)]
+    for line, row, look in zip(map(json.loads, lines), stored, looks, strict=True):
+        score, diversity = (statistics.fmean(look[key]) for key in ("scores", "distances"))
+        assert line == {**row, "guard": pytest.approx({"held_out.text_image": score, "diversity": diversity})}
     assert [(row["round"], row["candidates"], row["winners"]) for row in stored] == [(1, 4, 1), (2, 4, 1), (3, 4, 1)]
 
 

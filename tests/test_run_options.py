@@ -28,6 +28,8 @@ rank = 2
 alpha = 2
 steps = 2
 batch_size = 2
+[guard]
+pairs = 8
 [evaluation]
 pairs = 2
 ood_pairs = 0

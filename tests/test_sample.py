@@ -14,10 +14,10 @@ from raft_diffusion import sampling
 from raft_diffusion.commands.sample import sample
 from raft_diffusion.core.config import Config
 from raft_diffusion.core.records import Prompt
-from raft_diffusion.lora_file import FILE_NAME
+from raft_diffusion.lora.file import FILE_NAME
 from raft_diffusion.webui import parse_infotext
 
-PLAIN = {"lora_scale": 1.0, "count": 1, "seed": 0, "compare": False}
+PLAIN = {"count": 1, "seed": 0, "compare": False}
 
 
 def order(texts=("cat",), run=None, negative=None, **given):
@@ -143,6 +143,15 @@ def test_a_run_without_options_is_taken_as_it_is(run):
     assert taken.prompts == (Prompt("cat", negative="tree"), Prompt("dog", negative="tree"))
     assert order(["bird"], run, negative="").prompts == (Prompt("bird"),)
     assert order([], run, width=32, sampler="Heun", lora=Path("x")).width == 32
+
+
+def test_the_strength_is_the_runs_for_its_own_lora_alone(run):
+    config = Config.load(run / "config.toml").with_overrides(["sampling.lora_scale=0.7"])
+    (run / "config.toml").write_text(config.to_toml())
+    assert order([], run, lora_scale=None).lora_scale == 0.7
+    assert order([], run, lora_scale=0.3).lora_scale == 0.3
+    assert order([], run, lora=Path("x"), lora_scale=None).lora_scale == 1.0
+    assert order(["cat"], lora=Path("x"), lora_scale=None).lora_scale == 1.0
 
 
 def test_defaults_fit_the_model():

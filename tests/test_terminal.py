@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from raft_diffusion.core.guard import Look
 from raft_diffusion.core.records import Draw, Group, Prompt, Round, Sample, Scored, Selection, Winner
 from raft_diffusion.terminal import LiveTable, clean, clock, show_evaluation
 
@@ -62,7 +63,36 @@ def test_a_rewards_name_is_no_markup():
     assert "[red]x[/b]" in text(screen)
 
 
+def a_look(index: int, score: float, distance: float) -> Look:
+    ids = ("a-000", "a-001")
+    return Look(
+        round=index, judge="t", reward="r", draws=ids, scores=(score, score + 1), distances=(distance, distance)
+    )
+
+
 # --- the table of rounds ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_guard_sees_stands_in_the_table():
+    screen = console()
+    table = LiveTable(screen, rounds=2, ranking="bright", held_out="held_out.bright", guarded=True)
+    with table.shown():
+        table.progress("guard", 8, 8)
+        for index, look in ((1, a_look(1, 30.0, 0.5)), (2, None)):
+            table.add(a_round(index, [1.0, 3.0], loss=0.25), start=a_look(0, 20.0, 0.4), look=look)
+    lines = [line.split() for line in text(screen).splitlines()]
+    heads = next(line for line in lines if line and line[0] == "round")
+    assert heads[3:6] == ["held-out", "diversity", "loss"]
+    assert ["start", "20.50", "100", "%"] in lines
+    assert next(line for line in lines if line and line[0] == "1")[1:7] == [
+        "2.00",
+        "3.00",
+        "30.50",
+        "125",
+        "%",
+        "0.250",
+    ]
+    assert next(line for line in lines if line and line[0] == "2")[1:4] == ["2.00", "3.00", "0.250"]
 
 
 def test_the_table_has_a_row_a_round():

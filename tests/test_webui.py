@@ -43,7 +43,7 @@ def test_torch_stays_out():
     script = (
         "import sys, raft_diffusion.webui, raft_diffusion.sampling, raft_diffusion.commands.sample, raft_diffusion."
     )
-    script += "lora_file; assert 'torch' not in sys.modules"
+    script += "lora.file; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

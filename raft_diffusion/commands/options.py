@@ -35,6 +35,10 @@ ConfigName = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="M", help="pocket, a folder, a .safetensors checkpoint, or a hub id.")
 ]
+Lora = Annotated[
+    Path | None,
+    typer.Option("--lora", metavar="PATH", help="A LoRA of kohya's, diffusers' or peft's format, or a run."),
+]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REF", help="A hub id's branch, tag or commit.")]
 Variant = Annotated[str | None, typer.Option("--variant", metavar="NAME", help="Which weights are read, as fp16.")]
 Prediction = Annotated[str | None, typer.Option("--prediction-type", metavar="KIND", help="epsilon or v_prediction.")]
@@ -43,6 +47,10 @@ Prompts = Annotated[
 ]
 HeldOut = Annotated[
     float | None, typer.Option("--held-out", metavar="SHARE", help="Share of --prompts that is never trained on.")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME", help="How to learn: default, paper, one-shot or reward-weighted."),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 

@@ -16,6 +16,7 @@ from .options import (
     Model,
     Prediction,
     Prompts,
+    Recipe,
     Revision,
     Set,
     Threads,
@@ -38,6 +39,7 @@ def plan(
     prediction_type: Prediction = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
+    recipe: Recipe = None,
     device: Device = None,
     threads: Threads = None,
     changes: Set = None,
@@ -72,6 +74,7 @@ def plan(
         prediction_type=prediction_type,
         prompts=prompts,
         held_out=held_out,
+        recipe=recipe,
         changes=changes or [],
     )
     checks.check(resolved)
@@ -126,12 +129,15 @@ def rows(result: Forecast, folder: Path) -> list[tuple[str, str]]:
     many = "" if result.groups_per_prompt == 1 else f" x {result.groups_per_prompt} groups"
     prompts = f"{result.prompts} prompt{'s' * (result.prompts > 1)}"
     evaluation = f"{result.evaluation_images:,} images: the same seeds before and after"
+    looks = result.rounds + 1
+    seen = f"{looks} x {result.guard_images // looks} = {result.guard_images:,} images: the same seeds again and again"
     return [
         ("a round", f"{prompts}{many} x {result.candidates} candidates = {result.images_per_round:,} images"),
         ("all rounds", f"{result.rounds} x {result.images_per_round:,} = {result.images:,} images"),
         ("images", f"{result.width} x {result.height} px in {result.steps} steps"),
         ("UNet", f"{result.unet_evaluations:,} evaluations (a guided image takes two a step)"),
         ("finetuning", f"{result.tuning_steps:,} steps on {result.tuning_samples:,} pictures, repeats counted"),
+        ("guard", seen if result.guard_images else "none"),
         ("evaluation", evaluation),
         ("time", f"about {clock(result.seconds)} on {result.device}, {clock(result.seconds_per_round)} a round"),
         ("memory", f"about {size(result.peak_memory_bytes)} at most"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, Json, Model, Prediction, Revision, Threads, Variant, collected, make_console
+from .options import Device, Json, Lora, Model, Prediction, Revision, Threads, Variant, collected, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,10 +23,10 @@ Texts = Annotated[
 RunFolder = Annotated[
     Path | None, typer.Option("--run", metavar="RUN", help="Take model, settings and LoRA from a run, finished or not.")
 ]
-Lora = Annotated[
-    Path | None, typer.Option("--lora", metavar="PATH", help="A LoRA file in diffusers' format, or a run.")
+LoraScale = Annotated[
+    float | None,
+    typer.Option("--lora-scale", metavar="X", help="0: the base; 1: the LoRA as trained. Default: the run's, or 1."),
 ]
-LoraScale = Annotated[float, typer.Option("--lora-scale", metavar="X", help="0: the base; 1: the LoRA as trained.")]
 Count = Annotated[int, typer.Option("-n", "--count", metavar="N", min=1, help="Pictures a prompt.")]
 FirstSeed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the first; the next add 1 each.")]
 Width = Annotated[int | None, typer.Option("--width", metavar="PX", min=8, help="Default: 512; pocket: 64.")]
@@ -61,7 +61,7 @@ def sample(
     variant: Variant = None,
     prediction_type: Prediction = None,
     lora: Lora = None,
-    lora_scale: LoraScale = 1.0,
+    lora_scale: LoraScale = None,
     count: Count = 4,
     seed: FirstSeed = 0,
     width: Width = None,
@@ -92,14 +92,13 @@ def sample(
     from ..terminal import clean
 
     given = {"model": model, "lora": lora, "width": width, "height": height, "steps": steps, "cfg_scale": cfg_scale}
-    given |= {"revision": revision, "variant": variant, "prediction_type": prediction_type}
+    given |= {"lora_scale": lora_scale, "revision": revision, "variant": variant, "prediction_type": prediction_type}
     given |= {"sampler": sampler, "clip_skip": clip_skip, "vae": vae, "batch_size": batch_size}
     order = sampling.make_order(
         prompts or [],
         run,
         given,
         negative=negative_prompt,
-        lora_scale=lora_scale,
         count=count,
         seed=seed,
         compare=compare,

@@ -7,10 +7,12 @@ from .options import (
     Device,
     HeldOut,
     Json,
+    Lora,
     Model,
     Out,
     Prediction,
     Prompts,
+    Recipe,
     Revision,
     Seed,
     Set,
@@ -27,8 +29,10 @@ def train(
     revision: Revision = None,
     variant: Variant = None,
     prediction_type: Prediction = None,
+    lora: Lora = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
+    recipe: Recipe = None,
     out: Out = None,
     seed: Seed = None,
     device: Device = None,
@@ -45,7 +49,11 @@ def train(
 
     Example: raft-diffusion train pocket-monet --prompts "monet style dog" --out runs/dog
 
+    Example: raft-diffusion train pocket-monet --lora runs/small --out runs/further
+
     Example: raft-diffusion train pocket-monet --prompts styles --held-out 0.2 --set stop_when_flat=3
+
+    Example: raft-diffusion train pocket-monet --recipe one-shot
     """
     from .. import runs
 
@@ -55,8 +63,10 @@ def train(
         revision=revision,
         variant=variant,
         prediction_type=prediction_type,
+        lora=str(lora) if lora else None,
         prompts=prompts,
         held_out=held_out,
+        recipe=recipe,
         seed=seed,
         device=device,
         threads=threads,

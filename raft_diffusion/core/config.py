@@ -85,6 +85,14 @@ class Sampling(_Section):
     num_inference_steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(7.5, ge=0, description="guidance of the user and of the evaluation; 1 or less: none")
     collect_guidance_scale: float | None = Field(None, ge=0, description="guidance of candidates; none: the user's")
+    collect_guidance_end: float | None = Field(
+        None, ge=0, description="guidance of candidates in the last round, reached in equal steps; none: all alike"
+    )
+    eta: Share = Field(0.0, description="noise that DDIM or TCD adds at every step, for candidates alone")
+    noise_scale: float = Field(
+        1.0, gt=0, description="deviation of a candidate's initial latent, relative to the scheduler's"
+    )
+    lora_scale: float = Field(1.0, gt=0, description="the LoRA's strength in use: in the evaluation and for the user")
     scheduler: str = Field("DPM++ 2M", description="a sampler's name, as in diffusers or a WebUI")
     samples_per_prompt: int = Field(8, ge=2, le=10_000, description="candidates a group (K)")
     groups_per_prompt: int = Field(1, ge=1, le=10_000, description="contests of K candidates a prompt and round")
@@ -116,7 +124,14 @@ class Selection(_Section):
     top_fraction: float | None = Field(None, gt=0, le=1, description="share of the round's best that is kept")
     top_count: int | None = Field(None, ge=1, le=1_000_000, description="number of the round's best that is kept")
     tau: float | None = Field(None, gt=0, description="all candidates win with weight exp(key / tau)")
+    min_spread: float = Field(
+        0.0, ge=0, description="a group whose rewards vary less than this share of the round's typical has no winner"
+    )
+    diversity: float = Field(
+        0.0, ge=0, description="margin below the best key within which the least similar candidate wins"
+    )
     replay: int | None = Field(None, ge=0, le=10_000, description="earlier rounds whose winners are kept; none: all")
+    replay_decay: float = Field(1.0, gt=0, le=1, description="an earlier winner's weight shrinks by this a round")
 
 
 class Tuning(_Section):
@@ -126,7 +141,8 @@ class Tuning(_Section):
     alpha: float = Field(8.0, gt=0, description="the LoRA's scale is alpha / rank")
     targets: list[Target] = Field(["attention"], min_length=1, description="layers that get a LoRA")
     text_encoder: bool = Field(False, description="tune the text encoder too")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW, constant")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW in round 1, constant within a round")
+    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the learning rate times this after every round")
     steps: int = Field(80, ge=1, le=1_000_000, description="optimiser steps a round")
     batch_size: int = Field(8, ge=1, le=10_000, description="winners a forward pass")
     gradient_accumulation: int = Field(1, ge=1, le=10_000, description="forward passes an optimiser step")
@@ -135,8 +151,21 @@ class Tuning(_Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="precision of the forward pass")
     warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up")
+    anti_drift: float = Field(
+        0.0, ge=0, description="weight of the squared distance from the base's prediction, added to the loss"
+    )
     restart: bool = Field(False, description="start every round from the base, on the winners of all rounds")
     gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+
+
+class Guard(_Section):
+    """What stops a run whose rounds make things worse."""
+
+    enabled: bool = Field(True, description="look at a fixed set of pictures after every round")
+    reward: str | None = Field(None, min_length=1, description="a tower, pickscore or hpsv2.1; none: rewards.held_out")
+    pairs: int = Field(48, ge=8, le=10_000, description="pictures a look: the same prompts and seeds in every round")
+    max_drop: float = Field(0.25, ge=0, description="fall of the score that stops, in deviations within a prompt")
+    min_diversity: Share = Field(0.5, description="share of the diversity of an equally good round that must be left")
 
 
 class Evaluation(_Section):
@@ -161,6 +190,7 @@ class Config(_Section):
         "auto", description="of the frozen weights; auto: fp32 on a CPU and mps, bf16 or fp16 on CUDA"
     )
     vae: str | None = Field(None, min_length=1, description="a VAE's file or folder; none: the model's own")
+    lora: str | None = Field(None, min_length=1, description="a LoRA's file or folder, or a run, to start tuning from")
     seed: int = Field(0, ge=0, lt=2**63, description="fixes every random draw")
     rounds: int = Field(4, ge=1, le=10_000, description="rounds of sampling, ranking and finetuning")
     stop_when_flat: int | None = Field(
@@ -174,6 +204,7 @@ class Config(_Section):
     rewards: Rewards = Rewards()  # pyright: ignore[reportCallIssue]
     selection: Selection = Selection()  # pyright: ignore[reportCallIssue]
     tuning: Tuning = Tuning()  # pyright: ignore[reportCallIssue]
+    guard: Guard = Guard()  # pyright: ignore[reportCallIssue]
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")
@@ -250,6 +281,14 @@ class Config(_Section):
         """What is never trained on, in the same form as `train_prompts`."""
         return [self._prompt(item) for item in self.prompts.held_out]
 
+    def collect_guidance(self, index: int) -> float:
+        """The guidance of the candidates of round `index`, from 1 to `rounds`, on a straight line between its ends."""
+        sampling = self.sampling
+        start = sampling.guidance_scale if sampling.collect_guidance_scale is None else sampling.collect_guidance_scale
+        if sampling.collect_guidance_end is None or self.rounds == 1:
+            return start
+        return start + (sampling.collect_guidance_end - start) * (index - 1) / (self.rounds - 1)
+
     def _prompt(self, item: str | Entry) -> Prompt:
         words = self.prompts.template.replace("{}", _text(item))
         weight, negative = (1.0, None) if isinstance(item, str) else (item.weight, item.negative)
@@ -301,6 +340,13 @@ def _misfits(
             yield (
                 f"selection.tau lets every candidate win by weight, so selection.best = {selection.best} says "
                 "nothing: leave one of them out"
+            )
+        if selection.tau is not None and selection.diversity:
+            yield "selection.tau lets every candidate win, and selection.diversity chooses nothing: leave one out"
+        if across and selection.min_spread:
+            yield (
+                f"selection.min_spread leaves out prompts, which selection.{across[0]} does by its own rule: leave one "
+                "of them out"
             )
     if rewards and not any(rewards.weights.values()):
         yield "rewards.weights are all 0, so nothing ranks: give one another weight"

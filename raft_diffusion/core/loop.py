@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .records import Draw, Group, Round, Sample, Scored, Selection, Winner, derive_seed
+from .select import aged
 
 Reward = Callable[[Sequence[Sample]], Mapping[str, Sequence[float]]]
 """Scores of a batch of samples by reward name, one finite number a sample, higher is better."""
@@ -52,12 +53,14 @@ def raft(
     rounds: int,
     seed: int,
     replay: int | None = None,
+    replay_decay: float = 1.0,
 ) -> Iterator[Round]:
     """Yield each new Round once it is safely stored; a run that was interrupted goes on where it stopped.
 
     draws: the N = P * K requests of a round, by its index.
     rounds: the last round's index. Rounds that the store already holds are not repeated.
     replay: how many rounds before the present one lend their winners to the tuning; None means all of them, 0 none.
+    replay_decay: an earlier winner's weight is multiplied by this for every round that it is old.
     """
     past = [round_.selection.winners for round_ in store.resume(policy)]
     for index in range(len(past) + 1, rounds + 1):
@@ -65,7 +68,7 @@ def raft(
         selection = select(groups)
         past.append(selection.winners)
         recent = past if replay is None else past[-1 - replay :]
-        figures = tune(policy, [w for winners in recent for w in winners], seed=derive_seed(seed, "tune", index))
+        figures = tune(policy, aged(recent, replay_decay), seed=derive_seed(seed, "tune", index))
         round_ = Round(index, groups, selection, figures)
         store.save(round_, policy)
         yield round_

@@ -8,14 +8,16 @@ Legend: P groups a round, K candidates a group, m winners a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from .records import Group, Selection, Winner
+from .records import Group, Sample, Selection, Winner
 
 Method = Literal["zscore", "fixed"]
 Keys = tuple[tuple[float, ...], ...]
+Distance = Callable[[Sample, Sample], float]
+"""How unlike two samples of one prompt are, 0 or more."""
 
 
 def combine(groups: Sequence[Group], *, weights: Mapping[str, float], method: Method = "zscore") -> Keys:
@@ -89,6 +91,35 @@ def weighted(groups: Sequence[Group], keys: Sequence[Sequence[float]], *, tau: f
     return tuple(replace(winner, weight=x / mean) for winner, x in zip(winners, raw, strict=True))
 
 
+def spreads(groups: Sequence[Group], *, weights: Mapping[str, float]) -> tuple[float, ...]:
+    """How much the rewards of each group vary, `(P,)`; 1 is typical of the round.
+
+    Each reward's population deviation within the group, divided by the root mean square of that deviation over all
+    groups; then the mean over the rewards by |weight|. A reward that varies in no group has no say.
+    """
+    shares: list[tuple[float, list[float]]] = []
+    for name, weight in weights.items():
+        deviations = [_deviation([candidate.scores[name] for candidate in group.candidates]) for group in groups]
+        typical = math.sqrt(math.fsum(x * x for x in deviations) / len(groups))
+        if weight and typical:
+            shares.append((abs(weight), [x / typical for x in deviations]))
+    total = math.fsum(weight for weight, _ in shares)
+    return tuple(math.fsum(weight * column[p] for weight, column in shares) / (total or 1) for p in range(len(groups)))
+
+
+def aged(rounds: Sequence[Sequence[Winner]], decay: float) -> list[Winner]:
+    """The winners of these rounds, the present one last, each weight times decay ** (age in rounds).
+
+    What the tuner sees of earlier rounds fades instead of ending at once. decay = 1 leaves every weight as it is.
+    """
+    last = len(rounds) - 1
+    return [
+        winner if decay == 1 else replace(winner, weight=winner.weight * decay ** (last - place))
+        for place, winners in enumerate(rounds)
+        for winner in winners
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Select:
     """The loop's Selector: `combine`, then one of three ways to win.
@@ -100,6 +131,11 @@ class Select:
     top_count: the same as a number. Either needs method "fixed": z-scores do not compare across prompts.
         Here a group with equal keys may win, for it is ranked against the other groups.
     tau: > 0; instead of all this every candidate wins, weighted by exp(key / tau) (see `weighted`).
+    min_spread: groups whose rewards vary less than this share of the round's typical (see `spreads`) have no winner:
+        among candidates that are as good as equal the choice is chance, and teaches it (arXiv:2504.11343). The group
+        that varies most always stays.
+    diversity: >= 0; among the candidates whose keys lie at most this far below the best one left, the one wins that is
+        farthest by `distance` from the nearest winner of its prompt in this round. 0: the best key always wins.
 
     Raises ValueError for a combination that means nothing.
     """
@@ -110,6 +146,9 @@ class Select:
     top_fraction: float | None = None
     top_count: int | None = None
     tau: float | None = None
+    min_spread: float = 0.0
+    diversity: float = 0.0
+    distance: Distance | None = None
 
     def __post_init__(self) -> None:
         _known_method(self.method)
@@ -132,6 +171,20 @@ class Select:
             raise ValueError(f"tau must be a finite number above 0, not {self.tau}")
         if self.tau is not None and (self.best != 1 or self._across):
             raise ValueError("tau lets every candidate win by weight; leave out best, top_fraction and top_count")
+        self._check_levers()
+
+    def _check_levers(self) -> None:
+        for name in ("min_spread", "diversity"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number, 0 or more, not {getattr(self, name)}")
+        if self.min_spread and self._across:
+            raise ValueError(
+                "min_spread leaves out prompts, which top_fraction and top_count do by their own rule; choose one"
+            )
+        if self.diversity and self.tau is not None:
+            raise ValueError("tau lets every candidate win, so diversity chooses nothing; leave one of them out")
+        if self.diversity and self.distance is None:
+            raise ValueError("diversity needs a distance between two samples; give one, or set diversity to 0")
 
     @property
     def _across(self) -> bool:
@@ -140,20 +193,45 @@ class Select:
     def __call__(self, groups: Sequence[Group]) -> Selection:
         """Keys `(P, K)` of all candidates and the winners. Raises ValueError as `combine` and `best_of_k` do."""
         keys = combine(groups, weights=self.weights, method=self.method)
+        if self._across:
+            _check_spread([[key for row in keys for key in row]])
+            finalists = _finalists(groups, keys, self.best, drop_equal=False, choose=self._choose)
+            count = self.top_count or max(1, round((self.top_fraction or 1) * len(finalists)))
+            return Selection(keys, global_top(finalists, count=count))
+        _check_spread(keys)
+        places = self._telling(groups, keys)
+        some, rows = [groups[p] for p in places], [keys[p] for p in places]
         if self.tau is not None:
-            return Selection(keys, weighted(groups, keys, tau=self.tau))
-        if not self._across:
-            return Selection(keys, best_of_k(groups, keys, best=self.best))
-        _check_spread([[key for row in keys for key in row]])
-        finalists = _finalists(groups, keys, self.best, drop_equal=False)
-        count = self.top_count or max(1, round((self.top_fraction or 1) * len(finalists)))
-        return Selection(keys, global_top(finalists, count=count))
+            return Selection(keys, weighted(some, rows, tau=self.tau))
+        return Selection(keys, _finalists(some, rows, self.best, drop_equal=True, choose=self._choose))
+
+    def _telling(self, groups: Sequence[Group], keys: Keys) -> list[int]:
+        """The places of the groups whose choice says something."""
+        if not self.min_spread:
+            return list(range(len(groups)))
+        spread = spreads(groups, weights=self.weights)
+        unequal = [p for p, row in enumerate(keys) if max(row) > min(row)]
+        return [p for p in unequal if spread[p] >= self.min_spread] or [max(unequal, key=lambda p: spread[p])]
+
+    def _choose(self, ranked: Sequence[Winner], chosen: Sequence[Winner]) -> Winner:
+        """The next winner of the candidates that are left, best first, beside those chosen so far."""
+        if not self.diversity or self.distance is None or not chosen:
+            return ranked[0]
+        distance = self.distance
+        near = [winner for winner in ranked if winner.key >= ranked[0].key - self.diversity]
+        return max(near, key=lambda winner: min(distance(winner.sample, other.sample) for other in chosen))
 
 
 def _finalists(
-    groups: Sequence[Group], keys: Sequence[Sequence[float]], best: int, *, drop_equal: bool
+    groups: Sequence[Group],
+    keys: Sequence[Sequence[float]],
+    best: int,
+    *,
+    drop_equal: bool,
+    choose: Callable[[Sequence[Winner], Sequence[Winner]], Winner] = lambda ranked, chosen: ranked[0],
 ) -> tuple[Winner, ...]:
-    winners: list[Winner] = []
+    winners: dict[str, list[Winner]] = {}
+    order: list[Winner] = []
     for group, row in zip(groups, keys, strict=True):
         if best > len(row):
             raise ValueError(
@@ -162,17 +240,29 @@ def _finalists(
             )
         if drop_equal and max(row) == min(row):
             continue
-        order = sorted(range(len(row)), key=lambda k: (-row[k], group.candidates[k].sample.draw.k))
-        winners += [Winner(group.candidates[k], row[k]) for k in order[:best]]
-    return tuple(winners)
+        ranked = sorted(range(len(row)), key=lambda k: (-row[k], group.candidates[k].sample.draw.k))
+        left = [Winner(group.candidates[k], row[k]) for k in ranked]
+        same_prompt = winners.setdefault(group.prompt.id, [])
+        for _ in range(best):
+            same_prompt.append(choose(left, same_prompt))
+            left.remove(same_prompt[-1])
+            order.append(same_prompt[-1])
+    return tuple(order)
 
 
 def _standardise(values: Sequence[float]) -> list[float]:
     if all(x == values[0] for x in values):  # first: the mean of equal numbers may differ from them by rounding
         return [0.0] * len(values)
-    mean = math.fsum(values) / len(values)
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / len(values))
+    mean, deviation = math.fsum(values) / len(values), _deviation(values)
     return [(x - mean) / deviation if deviation else 0.0 for x in values]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The population's."""
+    if all(x == values[0] for x in values):
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / len(values))
 
 
 def _known_method(method: str) -> None:

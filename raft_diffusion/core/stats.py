@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _ROWS = 500
 """Resamples drawn at once: bounds the memory, changes no number."""
@@ -37,6 +39,8 @@ def paired_bootstrap(
 
     Raises ValueError for uneven, empty or not finite input.
     """
+    import numpy as np
+
     difference = _differences(base, tuned)
     if not 0 < level < 1:
         raise ValueError(f"the confidence level must lie between 0 and 1, not {level}")
@@ -62,11 +66,15 @@ def paired_bootstrap(
 
 def win_rate(base: Sequence[float], tuned: Sequence[float]) -> float:
     """The share of pairs that the tuned model wins; a tie counts half. Raises ValueError as `paired_bootstrap`."""
+    import numpy as np
+
     difference = _differences(base, tuned)
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
 def _differences(base: Sequence[float], tuned: Sequence[float]) -> np.ndarray:
+    import numpy as np  # here, so that what only plans does not wait for it
+
     if len(base) != len(tuned):
         raise ValueError(f"{len(base)} base scores and {len(tuned)} tuned scores make no pairs; give the same number")
     if not len(base):

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 from .config import Config
 from .files import read_text, write_atomically
+from .guard import Look
+from .looks import figures, write_look
 from .loop import group
 from .records import Draw, Group, Prompt, Round, Sample, Scored, Selection, Winner
 
@@ -141,13 +143,21 @@ class RunFolder:
         _flush(final.parent)
         self._write_metrics()
 
+    def save_look(self, look: Look) -> None:
+        """Write what the guard saw after a round, and its numbers into the round's line of metrics.jsonl."""
+        write_look(self.root, look)
+        self._write_metrics()
+
     def _folder(self, index: int) -> Path:
         return _folder(self.root, index)
 
     def _write_metrics(self) -> None:
-        paths = (self._folder(i) / "round.json" for i in range(1, self.completed() + 1))
-        texts = (json.dumps(_read_object(path)) for path in paths)
-        write_atomically(self.root / "metrics.jsonl", "".join(f"{text}\n" for text in texts))
+        lines = []
+        for index in range(1, self.completed() + 1):
+            seen = figures(self.root, index)
+            row = _read_object(self._folder(index) / "round.json")
+            lines.append(json.dumps(row | ({"guard": seen} if seen else {})) + "\n")
+        write_atomically(self.root / "metrics.jsonl", "".join(lines))
 
     def _write_set(
         self, folder: Path, samples: Sequence[Sample], rows: Sequence[dict[str, Any]], *, keep: bool
@@ -201,6 +211,11 @@ def read_metrics(root: Path) -> list[dict[str, Any]]:
             _expect(_is_numbers(row.get(key, {} if key == "deviation" else None)), place, f"{key} holds no numbers")
         metrics.append(row)
     return metrics
+
+
+def complete_rounds(root: Path) -> list[int]:
+    """The indices of a run's complete rounds, in order."""
+    return list(range(1, _completed(root) + 1))
 
 
 def _started(root: Path) -> str:

@@ -15,8 +15,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..lora_file import FILE_NAME, METADATA, TARGETS, TEXT_ENCODER_TARGETS
+from ..lora.file import FILE_NAME, METADATA, TARGETS, TEXT_ENCODER_TARGETS
 from .load import Components
+from .lora_weights import LoraWeights
 
 
 class Adapter:
@@ -25,6 +26,8 @@ class Adapter:
     rank, alpha: the LoRA is scaled by alpha / rank.
     targets: names of `TARGETS`, the UNet's layers that carry it.
     seed: of the initial A (Kaiming uniform, as in the paper's code); the global random state has no say.
+    start: a LoRA to begin with, of `rank` at most; its layers carry the adapter whether or not `targets` names them.
+        It changes the model as it did where it came from, whatever its own scale and ranks.
     Raises ValueError for an unknown group, or a model that carries an adapter already.
     """
 
@@ -37,17 +40,24 @@ class Adapter:
         targets: Sequence[str],
         text_encoder: bool,
         seed: int,
+        start: Sequence[LoraWeights] = (),
     ) -> None:
         unknown = [name for name in targets if name not in TARGETS]
-        if unknown or not targets:
+        if unknown or not (targets or start):
             raise ValueError(f"adapter targets {list(targets)} are not known; choose from {', '.join(TARGETS)}")
         if rank < 1 or not 0 < alpha < math.inf:
             raise ValueError(f"an adapter needs rank >= 1 and alpha > 0, not rank {rank} and alpha {alpha}")
-        layers = {"unet": [ending for name in TARGETS if name in targets for ending in TARGETS[name]]}
-        if text_encoder:
-            layers["text_encoder"] = list(TEXT_ENCODER_TARGETS)
+        if too_large := next((weights for weights in start if weights.rank > rank), None):
+            raise ValueError(
+                f"the LoRA to start from has the rank {too_large.rank} in {too_large.path}, more than the adapter's "
+                f"{rank}; give the adapter that rank"
+            )
+        layers = _layers(targets, text_encoder, start)
         self.seed = seed
-        self.trains_text_encoder = text_encoder
+        self.strength = 1.0
+        self.trains_text_encoder = "text_encoder" in layers
+        self._start = start
+        self._scale = alpha / rank
         self._models: dict[str, Any] = {part: getattr(components, part) for part in layers}
         self._metadata: dict[str, Any] = {}
         for part, model in self._models.items():
@@ -70,14 +80,21 @@ class Adapter:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Back to the initial weights: A as the seed draws it, B = 0, so that the model is the base again."""
+        """Back to the initial weights: A as the seed draws it and B = 0, so that the model is the base again; or the
+        LoRA that the adapter started from."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        for name, parameter in self.parameters().items():
+        parameters = self.parameters()
+        for name, parameter in parameters.items():
             if ".lora_B." in name:
                 parameter.zero_()
             else:
                 start = torch.empty(parameter.shape)
                 parameter.copy_(torch.nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator))
+        for weights in self._start:
+            layer = f"{_prefix(weights.part, weights.path)}{weights.path}"
+            # The rows of A beyond the LoRA's own rank stay random: with B = 0 they add nothing, and they can learn.
+            parameters[f"{layer}.lora_A.weight"][: weights.rank].copy_(weights.down)
+            parameters[f"{layer}.lora_B.weight"][:, : weights.rank].copy_(weights.up * (weights.scale / self._scale))
 
     def enable(self, enabled: bool) -> None:
         """Let the model run with the adapter (True) or as the plain base (False)."""
@@ -111,11 +128,10 @@ class Adapter:
         if wrong:
             differences = [f"{key} {stored.get(key)} instead of {self._metadata.get(key)}" for key in wrong]
             raise ValueError(f"{path} does not fit this adapter: it has {', '.join(differences)}")
-        self.copy_weights(path)
+        self._copy_weights(path)
 
     @torch.no_grad()
-    def copy_weights(self, path: Path) -> None:
-        """Set the weights to those of a file, whatever its metadata. Raises ValueError for other layers or sizes."""
+    def _copy_weights(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             parameters = self.parameters()
@@ -126,9 +142,21 @@ class Adapter:
 
     def set_strength(self, strength: float) -> None:
         """Multiply the LoRA's alpha / rank by `strength` from now on: 0 is the base, 1 the LoRA as it was trained."""
+        self.strength = strength
         for model in self._models.values():
             for layer in _tuner_layers(model):
                 layer.set_scale("default", strength)  # pyright: ignore
+
+
+def _layers(targets: Sequence[str], text_encoder: bool, start: Sequence[LoraWeights]) -> dict[str, list[str]]:
+    """Part -> endings of its layers' names: the groups', then whole names of what the LoRA has beyond them."""
+    layers = {"unet": [ending for name in TARGETS if name in targets for ending in TARGETS[name]]}
+    layers["text_encoder"] = list(TEXT_ENCODER_TARGETS) if text_encoder else []
+    groups = {part: tuple(f".{ending}" for ending in endings) for part, endings in layers.items()}
+    for weights in start:
+        if not f".{weights.path}".endswith(groups[weights.part]):
+            layers[weights.part].append(weights.path)
+    return {part: endings for part, endings in layers.items() if endings}
 
 
 def _minimal(rank: int, alpha: float, layers: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 
 from ..core.records import Draw, Sample
-from ..lora_file import FILE_NAME, find_lora, read_lora
-from ..webui import SCHEDULERS, Infotext, PromptWarning, find_scheduler, literal_syntax, shortened
+from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
+from ..webui import SCHEDULERS, Infotext, PromptWarning, check_eta, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
 from .load import Components
+from .lora_weights import load_weights
 from .pictures import Picture
 
 Progress = Callable[[str, int, int], None]
@@ -44,7 +45,9 @@ class Settings:
         1 or less means none, and half the work.
     scheduler: a name of `webui.SCHEDULERS` or the diffusers class behind it.
     batch_size: pictures sampled at once; it does not change them.
-    eta: the noise of DDIM, 0 to 1 (Song et al. 2020, arXiv:2010.02502, equation 16).
+    eta: the noise of DDIM, 0 to 1 (Song et al. 2020, arXiv:2010.02502, equation 16), or of TCD.
+    noise_scale: the deviation of the initial latent relative to the scheduler's: below 1 for tamer pictures, above for
+        wilder ones, as a temperature does it for text.
     tiny_decoder: decode with the components' tiny decoder instead of their VAE; enough for scoring.
     """
 
@@ -55,6 +58,7 @@ class Settings:
     scheduler: str
     batch_size: int
     eta: float = 0.0
+    noise_scale: float = 1.0
     tiny_decoder: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Settings:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
+        if not 0 < self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale is {self.noise_scale}; it must be a finite number above 0")
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
@@ -89,6 +95,13 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 
 def _knows_zero_snr(kind: Any) -> bool:
     return ZERO_SNR in inspect.signature(kind.__init__).parameters
+
+
+def _stored(path: Path) -> StoredLora:
+    stored = read_lora(find_lora(path))
+    if stored.note:
+        warnings.warn(stored.note, stacklevel=3)
+    return stored
 
 
 class DiffusionPolicy:
@@ -133,10 +146,20 @@ class DiffusionPolicy:
         targets: Sequence[str] = ("attention",),
         text_encoder: bool = False,
         seed: int = 0,
+        start: Path | None = None,
     ) -> None:
-        """Put a fresh LoRA on the model (see `Adapter`); it changes nothing until it is trained or loaded."""
+        """Put a fresh LoRA on the model (see `Adapter`); it changes nothing until it is trained or loaded.
+
+        start: a LoRA to begin with instead, as `attach` takes it, of `rank` at most.
+        """
         self.adapter = Adapter(
-            self.components, rank=rank, alpha=alpha, targets=targets, text_encoder=text_encoder, seed=seed
+            self.components,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            text_encoder=text_encoder,
+            seed=seed,
+            start=load_weights(_stored(start), self.components) if start else (),
         )
 
     @property
@@ -157,31 +180,57 @@ class DiffusionPolicy:
     def attach(self, path: Path, *, scale: float = 1.0) -> None:
         """Put a stored LoRA on the model, multiplied by `scale`: 0 is the base, 1 the LoRA as it was trained.
 
-        path: a file in diffusers' format, a folder with one, or a run's folder (its last complete round).
-        Raises ValueError when there is none, or it does not fit.
+        path: a file in kohya's, diffusers' or peft's format, a folder with one, or a run's folder (its last complete
+        round). Layers that it lacks stay as they are.
+        Raises ValueError when there is none, or it does not fit; warns where its alpha had to be assumed.
         """
         if not math.isfinite(scale):
             raise ValueError(f"the LoRA's scale is {scale}; it must be a finite number, such as 0.8")
-        file = find_lora(path)
-        stored = read_lora(file)
-        self.add_adapter(rank=stored.rank, alpha=stored.alpha, targets=stored.targets, text_encoder=stored.text_encoder)
-        self.trained.copy_weights(file)
+        stored = _stored(path)
+        weights = load_weights(stored, self.components)
+        self.adapter = Adapter(
+            self.components,
+            rank=stored.rank,
+            alpha=stored.alpha,
+            targets=(),
+            text_encoder=False,
+            seed=0,
+            start=weights,
+        )
         self.trained.set_strength(scale)
-        self._attached = (path if path.is_dir() else file, scale)
+        self._attached = (path, scale)
+
+    def base(self) -> AbstractContextManager[None]:
+        """Within this context the policy is the untouched base model."""
+        return self._with_adapter(False)
+
+    def tuned(self) -> AbstractContextManager[None]:
+        """Within this context the adapter is on, also where one of `base` lies around it."""
+        return self._with_adapter(True)
 
     @contextmanager
-    def base(self) -> Iterator[None]:
-        """Within this context the policy is the untouched base model."""
-        if self.adapter is None:
-            yield
-            return
-        self.adapter.enable(False)
-        self._is_base = True
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """Within this context the LoRA counts `strength` times: 1 is as it was trained."""
+        before = self.trained.strength
+        self.trained.set_strength(strength)
         try:
             yield
         finally:
-            self.adapter.enable(True)
-            self._is_base = False
+            self.trained.set_strength(before)
+
+    @contextmanager
+    def _with_adapter(self, on: bool) -> Iterator[None]:
+        before = self._is_base
+        self._switch(on)
+        try:
+            yield
+        finally:
+            self._switch(not before)
+
+    def _switch(self, on: bool) -> None:
+        if self.adapter is not None:
+            self.adapter.enable(on)
+            self._is_base = not on
 
     @torch.no_grad()
     def generate(self, draws: Sequence[Draw], settings: Settings | None = None) -> list[Sample]:
@@ -282,8 +331,7 @@ class DiffusionPolicy:
                 f"num_inference_steps is {settings.num_inference_steps}; "
                 f"the model knows only {scheduler.config.num_train_timesteps} noise levels"
             )
-        if settings.eta and "eta" not in inspect.signature(scheduler.step).parameters:
-            raise ValueError(f"eta is {settings.eta}, but the scheduler {settings.scheduler!r} has none; set it to 0")
+        check_eta(settings.eta, settings.scheduler)
         try:
             scheduler.set_timesteps(settings.num_inference_steps)
         except ValueError:
@@ -301,7 +349,7 @@ class DiffusionPolicy:
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
         scheduler.set_timesteps(settings.num_inference_steps, device=device)
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        latents = noise.to(device) * scheduler.init_noise_sigma
+        latents = noise.to(device) * settings.noise_scale * scheduler.init_noise_sigma
         known = inspect.signature(scheduler.step).parameters
         extra = {k: v for k, v in {"eta": settings.eta, "generator": generators}.items() if k in known}
         guided = settings.guidance_scale > 1

@@ -36,6 +36,9 @@ class DiffusionTuner:
         with a scaled loss: their gradients would vanish without.
     gradient_checkpointing: compute the UNet's activations a second time instead of keeping them: less memory, about a
         third more time, the same gradients (Chen et al. 2016, arXiv:1604.06174).
+    anti_drift: >= 0; times the mean squared difference between the UNet's predictions with and without the adapter, on
+        the same noisy latents and prompts, is added to the loss. The mean of two Gaussians' distance is their KL
+        divergence but for a factor: the diffusion form of the KL term of arXiv:2304.06767, here in the loss.
     restart: learn from the adapter's initial weights each time instead of from its present ones.
     progress: called with ("tune", steps done, steps in all) after each step.
     Raises ValueError for a number out of its range.
@@ -50,6 +53,7 @@ class DiffusionTuner:
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
     warmup_steps: int = 0
+    anti_drift: float = 0.0
     restart: bool = False
     gradient_checkpointing: bool = False
     progress: Progress | None = None
@@ -64,6 +68,8 @@ class DiffusionTuner:
                 raise ValueError(f"{name} is {value}; it must be more than 0")
         if not 0 <= self.condition_drop <= 1:
             raise ValueError(f"condition_drop is {self.condition_drop}; a probability lies between 0 and 1")
+        if not 0 <= self.anti_drift < math.inf:
+            raise ValueError(f"anti_drift is {self.anti_drift}; it must be a finite number, 0 or more")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if self.mixed_precision not in PRECISIONS:
@@ -74,7 +80,8 @@ class DiffusionTuner:
 
         Every winner is used equally often, give or take one; its weight multiplies its loss, after the weights are
         brought to a mean of 1. Winners of weight 0 are left out.
-        Returns the mean "loss" and the mean "grad_norm" (before clipping) over the steps.
+        Returns the mean "loss" and the mean "grad_norm" (before clipping) over the steps; with anti_drift also the mean
+        "drift", the squared difference from the base, which "loss" leaves out so that it compares with other runs'.
         Raises ValueError for winners it cannot learn from, RuntimeError when the loss is not finite.
         """
         adapter = policy.trained
@@ -87,6 +94,7 @@ class DiffusionTuner:
         accelerator = self._accelerator(policy.components)
         prepared = accelerator.prepare(optimizer)
         losses: list[float] = []
+        drifts: list[float] = []
         norms: list[float] = []
         for step in range(1, self.steps + 1):
             for group in optimizer.param_groups:
@@ -95,11 +103,13 @@ class DiffusionTuner:
             for batch in drawn.split(self.batch_size):
                 with accelerator.accumulate(policy.components.unet), self._checkpointing(policy.components.unet):
                     with accelerator.autocast():
-                        loss = objective(batch)
+                        loss, drift = objective(batch, against_base=self.anti_drift > 0)
+                    total = loss + self.anti_drift * drift
+                    if not math.isfinite(total.item()):
+                        raise RuntimeError(f"the loss of tuning step {step} is {total.item()}; lower learning_rate")
                     losses.append(loss.item())
-                    if not math.isfinite(losses[-1]):
-                        raise RuntimeError(f"the loss of tuning step {step} is {losses[-1]}; lower learning_rate")
-                    accelerator.backward(loss)
+                    drifts.append(drift.item())
+                    accelerator.backward(total)
                     if accelerator.sync_gradients:
                         norms += self._norm(accelerator, parameters, step)
                     prepared.step()
@@ -108,7 +118,8 @@ class DiffusionTuner:
                 self.progress("tune", step, self.steps)
         if not norms:
             raise RuntimeError("no tuning step had a finite gradient; tune more steps, or choose bf16")
-        return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+        figures = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+        return figures | ({"drift": sum(drifts) / len(drifts)} if self.anti_drift else {})
 
     def _norm(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter], step: int) -> list[float]:
         """The gradients' norm before they are clipped; [] where a scaled loss overflowed, whose step is left out."""
@@ -216,17 +227,27 @@ class _Objective:
         if not self._learns_text:
             policy.embed(texts)  # cached here, in full precision: under autocast the cache would keep rounded states
 
-    def __call__(self, batch: _Batch) -> torch.Tensor:
-        device, dtype = self._components.device, self._components.dtype
+    def __call__(self, batch: _Batch, *, against_base: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss and, if wanted, the mean squared difference of the prediction from the base's; else 0."""
+        device = self._components.device
         latents, noise, timesteps = (part.to(device) for part in (batch.latents, batch.noise, batch.timesteps))
         noisy = self._scheduler.add_noise(latents, noise, timesteps)
         target = self._scheduler.get_velocity(latents, noise, timesteps) if self._predicts_velocity else noise
+        base = None
+        if against_base:  # first: switching the adapter off and on touches what the graph of the gradients holds
+            with torch.no_grad(), self._policy.base():
+                base = self._predict(noisy, timesteps, self._policy.embed(batch.texts))
         text = self._policy.encode(batch.texts) if self._learns_text else self._policy.embed(batch.texts)
-        predicted = self._components.unet(
+        predicted = self._predict(noisy, timesteps, text)
+        errors = (predicted - target).square().mean(dim=(1, 2, 3))
+        loss = (errors * self._level_weights[timesteps] * batch.weights.to(device)).mean()
+        return loss, loss.new_zeros(()) if base is None else (predicted - base).square().mean()
+
+    def _predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        dtype = self._components.dtype
+        return self._components.unet(
             noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype), return_dict=False
-        )[0]
-        errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))
-        return (errors * self._level_weights[timesteps] * batch.weights.to(device)).mean()
+        )[0].float()
 
     def _min_snr(self, gamma: float | None) -> torch.Tensor:
         """(T,): min(snr, gamma) over snr for noise and over snr + 1 for velocity (arXiv:2303.09556, section 3.4)."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..checks import ranks_by_log_ratio
 from ..core.config import Config
+from ..guarding import watch_of
+from ..rewards import LOG_RATIO_LEVELS
 from ..webui import find_scheduler
 from .machine import Machine, gpu_advice, this_machine
 from .memory import TOWER_BATCH, peak_memory, short_of_memory
@@ -34,6 +37,8 @@ class Forecast:
 
     prompts, groups_per_prompt, candidates: P, G and K of a round; images: N of all rounds.
     unet_evaluations: of one picture or half of a guided one, for the candidates of all rounds; the evaluation's apart.
+    guard_images: what the guard looks at before the first round and after each; seconds_guard: its first look, the
+    others are in the rounds' seconds.
     tuning_steps, tuning_samples: optimiser steps and pictures trained on, in all rounds.
     seconds: the whole run, from the start of the program to the evaluation; peak_memory: bytes on `device`.
     known: whether the speed was measured on such a device; measured: what was timed on this one, if anything was;
@@ -51,10 +56,13 @@ class Forecast:
     unet_evaluations: int
     tuning_steps: int
     tuning_samples: int
+    guard_images: int
+    guard_unet_evaluations: int
     evaluation_images: int
     evaluation_unet_evaluations: int
     seconds_start: float
     seconds_per_round: float
+    seconds_guard: float
     seconds_evaluation: float
     peak_memory_bytes: int
     disk_bytes: int
@@ -75,7 +83,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        return self.seconds_start + self.rounds * self.seconds_per_round + self.seconds_evaluation
+        return self.seconds_start + self.seconds_guard + self.rounds * self.seconds_per_round + self.seconds_evaluation
 
     def sentence(self) -> str:
         """One line before a run."""
@@ -98,10 +106,10 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     networks = find_networks(config.model)
     latent = _latent_size(config, networks)
     images, ood_pairs = images_per_round(config), tests.ood_pairs if config.prompts.held_out else 0
-    tested = 2 * (tests.pairs + ood_pairs)
-    calls = unet_calls(sampling.scheduler, sampling.num_inference_steps, networks)
-    guided = max(collect_guidance(config), sampling.guidance_scale) > 1
-    most = max(images, tests.pairs, ood_pairs)
+    tested, looked = 2 * (tests.pairs + ood_pairs), look_images(config)
+    calls, looks = unet_calls(sampling.scheduler, sampling.num_inference_steps, networks), log_ratio_looks(config)
+    guided = any(collects_guided(config)) or sampling.guidance_scale > 1
+    most = max(images, tests.pairs, ood_pairs, looked)
 
     def peak(changed: Config) -> int:
         parts = find_parts(changed, networks, latent=latent, device=device)
@@ -113,6 +121,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
         rows = sampling_rows(config)
         speed = speed.corrected(measured, predicted=speed.forward(parts.unet, rows), rows=rows)
     notes = [*parts.notes, *_notes(config, machine, device)]
+    look = _as_used(config, parts, speed, count=looked, calls=calls)
     there = machine.card_memory if device == "cuda" else machine.memory
     short = None if there is None else short_of_memory(config, peak, there=there, say=size)
     return Forecast(
@@ -124,14 +133,17 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
         width=sampling.width,
         height=sampling.height,
         steps=sampling.num_inference_steps,
-        unet_evaluations=config.rounds * images * calls * (2 if collect_guidance(config) > 1 else 1),
+        unet_evaluations=images * sum(calls * (2 if twice else 1) + looks for twice in collects_guided(config)),
         tuning_steps=config.rounds * tuning.steps,
         tuning_samples=config.rounds * tuning.steps * tuning.gradient_accumulation * tuning.batch_size,
+        guard_images=(config.rounds + 1) * looked,
+        guard_unet_evaluations=(config.rounds + 1) * looked * calls * (2 if sampling.guidance_scale > 1 else 1),
         evaluation_images=tested,
-        evaluation_unet_evaluations=tested * calls * (2 if sampling.guidance_scale > 1 else 1),
+        evaluation_unet_evaluations=tested * (calls * (2 if sampling.guidance_scale > 1 else 1) + looks),
         seconds_start=speed.start + parts.weights / 1e9,  # a disk reads about 1 GB a second
-        seconds_per_round=_round(config, parts, speed, measured, images=images, calls=calls),
-        seconds_evaluation=_evaluation(config, parts, speed, count=tested, calls=calls),
+        seconds_per_round=_round(config, parts, speed, measured, images=images, calls=calls) + look,
+        seconds_guard=look,
+        seconds_evaluation=_as_used(config, parts, speed, count=tested, calls=calls, looks=looks),
         peak_memory_bytes=peak(config),
         disk_bytes=_disk(config, parts, latent, images),
         device=f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else _card_name(device, machine),
@@ -142,10 +154,14 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     )
 
 
-def collect_guidance(config: Config) -> float:
-    """The guidance that candidates are collected with."""
-    collect = config.sampling.collect_guidance_scale
-    return config.sampling.guidance_scale if collect is None else collect
+def collects_guided(config: Config) -> list[bool]:
+    """For each round whether its candidates are collected with guidance, which takes the UNet twice."""
+    return [config.collect_guidance(index) > 1 for index in range(1, config.rounds + 1)]
+
+
+def log_ratio_looks(config: Config) -> int:
+    """How often the UNet looks at a finished picture to score it, with the adapter and without."""
+    return 2 * LOG_RATIO_LEVELS * ranks_by_log_ratio(config.rewards)
 
 
 def images_per_round(config: Config) -> int:
@@ -154,9 +170,15 @@ def images_per_round(config: Config) -> int:
     return prompts * config.sampling.groups_per_prompt * config.sampling.samples_per_prompt
 
 
+def look_images(config: Config) -> int:
+    """Pictures that the guard looks at before the first round and after each."""
+    watch = watch_of(config)
+    return 0 if watch is None else len(watch.draws)
+
+
 def sampling_rows(config: Config) -> int:
     """The rows of a full batch of candidates in the UNet: a guided picture takes two."""
-    return min(config.sampling.batch_size, images_per_round(config)) * (2 if collect_guidance(config) > 1 else 1)
+    return min(config.sampling.batch_size, images_per_round(config)) * (2 if any(collects_guided(config)) else 1)
 
 
 def unet_calls(scheduler: str, steps: int, networks: Networks) -> int:
@@ -192,7 +214,8 @@ def _speed(device: str, threads: int, machine: Machine) -> Speed:
 
 
 def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None, *, images: int, calls: int) -> float:
-    """Seconds to sample, decode and score the candidates, and to learn from the winners."""
+    """Seconds to sample, decode and score the candidates, and to learn from the winners: the mean over the rounds,
+    which differ where the guidance of the candidates ends."""
     tuning, batch = config.tuning, config.sampling.batch_size
     if measured is not None:
         step = measured.tuning_seconds
@@ -201,23 +224,32 @@ def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None
         step = speed.train(parts.unet, tuning.batch_size, half=half, recompute=tuning.gradient_checkpointing)
         if tuning.text_encoder:
             step += speed.train(parts.text_encoder, tuning.batch_size, half=half)
-    guidance, decoder = collect_guidance(config), parts.tiny_decoder
-    sampled = _pictures(parts, decoder, speed, count=images, batch=batch, calls=calls, guidance=guidance)
+        if tuning.anti_drift:
+            step += speed.forward(parts.unet, tuning.batch_size)
+    guided, decoder, looks = collects_guided(config), parts.tiny_decoder, log_ratio_looks(config)
+    share = sum(guided) / len(guided)
+    with_guidance, without = (
+        _pictures(parts, decoder, speed, count=images, batch=batch, calls=calls, guided=twice, looks=looks)
+        for twice in (True, False)
+    )
+    sampled = share * with_guidance + (1 - share) * without
     return sampled + tuning.steps * tuning.gradient_accumulation * step
 
 
-def _evaluation(config: Config, parts: Parts, speed: Speed, *, count: int, calls: int) -> float:
-    guidance, batch = config.sampling.guidance_scale, config.sampling.batch_size
-    return _pictures(parts, parts.decoder, speed, count=count, batch=batch, calls=calls, guidance=guidance)
+def _as_used(config: Config, parts: Parts, speed: Speed, *, count: int, calls: int, looks: int = 0) -> float:
+    """Seconds of pictures as the user samples them: the evaluation's and the guard's."""
+    guided, batch = config.sampling.guidance_scale > 1, config.sampling.batch_size
+    return _pictures(parts, parts.decoder, speed, count=count, batch=batch, calls=calls, guided=guided, looks=looks)
 
 
 def _pictures(
-    parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, calls: int, guidance: float
+    parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, calls: int, guided: bool, looks: int
 ) -> float:
     """Seconds to sample, decode and score `count` pictures, batch by batch."""
     total = 0.0
     for n, times in _batches(count, batch):
-        total += times * calls * speed.forward(parts.unet, n * (2 if guidance > 1 else 1))
+        total += times * calls * speed.forward(parts.unet, n * (2 if guided else 1))
+        total += times * looks * speed.forward(parts.unet, n)
         total += times * speed.forward(decoder, n)
     for n, times in _batches(count, TOWER_BATCH):
         total += times * sum(speed.forward(tower, n) for tower in parts.towers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.config import Config
+from ..guarding import watch_of
 from ..rewards import PREFERENCES, TOWER_REWARDS
 from .costs import decoder_cost, encoder_cost, text_encoder_cost, tiny_decoder_cost, tower_cost, unet_cost
 from .networks import Networks, find_tiny, find_tower
@@ -76,4 +77,6 @@ def _tower_names(config: Config) -> list[str]:
     rewards = config.rewards
     names = [rewards.scorer] if set(TOWER_REWARDS) & set(rewards.weights) else []
     names += [name for name in rewards.weights if name in PREFERENCES]
-    return names + ([rewards.held_out] if rewards.held_out else [])
+    names += [rewards.held_out] if rewards.held_out else []
+    watch = watch_of(config)
+    return names if watch is None or watch.model in names else [*names, watch.model]

@@ -101,6 +101,10 @@ TOWER_REWARDS = ("text_image", *AESTHETICS)
 """What one pass of a CLIP tower gives."""
 PREFERENCES = ("pickscore", "hpsv2.1")
 """What has a model of its own."""
+LOG_RATIO = "log_ratio"
+"""What only a run can rank by, for it asks the model that is being tuned: see `diffusion.log_ratio`."""
+LOG_RATIO_LEVELS = 4
+"""Noise levels at which it looks at a picture, with the adapter and without."""
 
 
 def describe() -> str:
@@ -138,6 +142,11 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if ":" in name:
             split_custom(name)
+        elif name == LOG_RATIO:
+            raise ValueError(
+                f"{LOG_RATIO} compares the model that is being tuned with its base, so it scores in a run alone: "
+                f"set rewards.weights.{LOG_RATIO} there, such as -0.1"
+            )
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? It" if near else "it"

@@ -183,13 +183,12 @@ class ClipTower:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised embeddings (N, D); each text is encoded once."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        for start in range(0, len(fresh), self._batch_size):
-            batch = fresh[start : start + self._batch_size]
-            ids = self._tokenize(batch).to(self._device)
-            encoded = F.normalize(self._model.encode_text(ids).float(), dim=-1)
-            self._texts |= zip(batch, encoded, strict=True)
+        """L2-normalised embeddings (N, D); each text is encoded once, and alone: its last bits would tell with which
+        others it came, and a run that was interrupted would differ from one that was not."""
+        for text in dict.fromkeys(texts):
+            if text not in self._texts:
+                ids = self._tokenize([text]).to(self._device)
+                self._texts[text] = F.normalize(self._model.encode_text(ids).float(), dim=-1)[0]
         return torch.stack([self._texts[text] for text in texts])
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -292,6 +291,19 @@ def diversity(embeddings: Tensor) -> float:
         raise ValueError(f"diversity needs at least 2 embeddings, not {count}")
     total = embeddings.double().sum(0).square().sum().item()
     return 1 - (total - count) / (count * (count - 1))
+
+
+def mean_distances(embeddings: Tensor) -> list[float]:
+    """(N,): the mean cosine distance of each L2-normalised embedding (N, D) to the others; their mean is `diversity`.
+
+    Raises ValueError for fewer than two.
+    """
+    count = len(embeddings)
+    if count < 2:
+        raise ValueError(f"a distance to others needs at least 2 embeddings, not {count}")
+    vectors = embeddings.double()
+    cosines = vectors @ vectors.sum(0) - vectors.square().sum(1)
+    return (1 - cosines / (count - 1)).tolist()
 
 
 def _one_line(error: BaseException) -> str:

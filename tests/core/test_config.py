@@ -296,9 +296,8 @@ def test_missing_settings_are_named():
 
 
 def test_key_like_no_other_lists_the_known_ones():
-    assert "unknown key selection.qqq, did you mean best or top_fraction or top_count or tau or replay?" in problems(
-        selection={"qqq": 1}
-    )
+    known = "best or top_fraction or top_count or tau or min_spread or diversity or replay or replay_decay"
+    assert f"unknown key selection.qqq, did you mean {known}?" in problems(selection={"qqq": 1})
 
 
 @pytest.mark.parametrize(
@@ -458,3 +457,51 @@ def test_a_rewards_name_may_hold_a_dot():
     assert config.rewards.sources == {"hpsv2.1": "hps.pt"}
     assert Config.parse(config.to_toml()) == config
     assert "hpsv2.1" not in config.with_overrides(["rewards.weights.hpsv2.1=none"]).rewards.weights
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rounds", "expected"),
+    [
+        ({"guidance_scale": 7.5}, 3, [7.5, 7.5, 7.5]),
+        ({"guidance_scale": 7.5, "collect_guidance_scale": 4.0}, 2, [4.0, 4.0]),
+        ({"guidance_scale": 7.5, "collect_guidance_end": 1.5}, 4, [7.5, 5.5, 3.5, 1.5]),
+        ({"collect_guidance_scale": 1.0, "collect_guidance_end": 2.0}, 3, [1.0, 1.5, 2.0]),
+        ({"collect_guidance_scale": 3.0, "collect_guidance_end": 0.0}, 1, [3.0]),  # one round has no second end
+    ],
+)
+def test_guidance_of_the_candidates_goes_in_equal_steps(sampling, rounds, expected):
+    config = make(rounds=rounds, sampling=sampling)
+    assert [config.collect_guidance(index) for index in range(1, rounds + 1)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("sampling", "collect_guidance_end", -1.0),
+        ("sampling", "eta", 1.1),
+        ("sampling", "noise_scale", 0.0),
+        ("sampling", "lora_scale", 0.0),
+        ("selection", "replay_decay", 0.0),
+        ("selection", "replay_decay", 1.01),
+        ("selection", "min_spread", -0.1),
+        ("selection", "diversity", -0.1),
+        ("tuning", "anti_drift", -0.1),
+    ],
+)
+def test_a_lever_out_of_its_range_is_named(section, key, value):
+    assert f"{section}.{key}: " in problems(**{section: {key: value}})
+
+
+def test_levers_that_exclude_each_other_are_named():
+    assert "selection.tau lets every candidate win, and selection.diversity" in problems(
+        selection={"tau": 1.0, "diversity": 0.5}
+    )
+    assert "selection.min_spread leaves out prompts, which selection.top_count does by its own rule" in problems(
+        selection={"min_spread": 0.5, "top_count": 3}, rewards={"method": "fixed"}
+    )
+
+
+def test_a_configuration_of_before_the_levers_changes_nothing():
+    sampling, selection, tuning = make().sampling, make().selection, make().tuning
+    assert (sampling.collect_guidance_end, sampling.eta, sampling.noise_scale, sampling.lora_scale) == (None, 0, 1, 1)
+    assert (selection.min_spread, selection.diversity, selection.replay_decay, tuning.anti_drift) == (0, 0, 1, 0)

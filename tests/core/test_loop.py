@@ -64,7 +64,7 @@ def identity(samples):
     return {"x": [sample.data for sample in samples]}
 
 
-def run(*, prompts=1000, k=4, rounds=1, replay=None, policy=None, store=None, select=None, tune=None):
+def run(*, prompts=1000, k=4, rounds=1, replay=None, policy=None, store=None, select=None, tune=None, decay=1.0):
     many = [Prompt(f"prompt {i}") for i in range(prompts)]
     return raft(
         policy or Gaussian(),
@@ -76,6 +76,7 @@ def run(*, prompts=1000, k=4, rounds=1, replay=None, policy=None, store=None, se
         rounds=rounds,
         seed=0,
         replay=replay,
+        replay_decay=decay,
     )
 
 
@@ -104,6 +105,13 @@ def test_replay_mixes_the_winners_of_earlier_rounds(replay, gains):
     counts = [round_.figures["winners"] for round_ in run(rounds=3, replay=replay, store=store)]
     assert store.means == pytest.approx([gain * EXPECTED_MAX[4] for gain in gains], abs=0.12)
     assert counts == {0: [1000, 1000, 1000], 1: [1000, 2000, 2000], None: [1000, 2000, 3000]}[replay]
+
+
+def test_winners_of_earlier_rounds_fade():
+    """Gains 1; (1 / 2 + 2) / (3 / 2) = 5 / 3; (1 / 4 + 2 / 2 + 8 / 3) / (7 / 4) = 47 / 21."""
+    store = Memory()
+    list(run(rounds=3, decay=0.5, store=store))
+    assert store.means == pytest.approx([gain * EXPECTED_MAX[4] for gain in (1, 5 / 3, 47 / 21)], abs=0.12)
 
 
 def test_weights_of_winners_reach_the_tuner():

@@ -1,6 +1,5 @@
 """A stored LoRA, from any of the places where one can lie, at any strength."""
 
-import json
 from contextlib import nullcontext
 
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from raft_diffusion.diffusion.load import load
 from raft_diffusion.diffusion.sampler import DiffusionPolicy
-from raft_diffusion.lora_file import FILE_NAME, METADATA, TARGETS, find_lora, read_lora
+from raft_diffusion.lora.file import FILE_NAME, TARGETS, find_lora, read_lora
 from raft_diffusion.webui import parse_infotext
 
 
@@ -114,47 +113,46 @@ def test_the_header_says_what_was_trained(stored):
     assert (header.rank, header.alpha, header.targets, header.text_encoder) == (4, 6.0, tuple(TARGETS), True)
 
 
-def rewritten(stored, tmp_path, *, tensors=None, **changes):
-    """The stored LoRA with some of its metadata changed; None drops an entry."""
-    with safe_open(stored / FILE_NAME, "pt") as file:
-        metadata = json.loads(file.metadata()[METADATA])
-    metadata |= {key.replace("__", "."): value for key, value in changes.items()}
-    metadata = {key: value for key, value in metadata.items() if value is not None}
-    path = tmp_path / "changed.safetensors"
-    save_file(tensors or load_file(stored / FILE_NAME), path, metadata={METADATA: json.dumps(metadata)})
-    return path
+def test_a_file_that_says_no_alpha_is_taken_with_a_note(stored, fresh, tmp_path):
+    save_file(load_file(stored / FILE_NAME), tmp_path / "bare.safetensors")
+    policy = fresh()
+    with pytest.warns(
+        UserWarning, match=r"bare\.safetensors does not say its alpha; it is taken as the rank, as other"
+    ):
+        policy.attach(tmp_path / "bare.safetensors")
+    told = fresh()
+    told.attach(stored)
+    for name, delta in deltas(policy.components.unet).items():
+        torch.testing.assert_close(delta * 1.5, deltas(told.components.unet)[name])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"unet__lora_alpha": None}, "has no single rank and alpha for all its layers"),
-        ({"unet__r": 8}, "has no single rank and alpha for all its layers"),
-        ({"unet__rank_pattern": {"to_q": 2}}, "was made with rank_pattern, and only a plain LoRA can be used here"),
-        ({"unet__use_dora": True}, "was made with use_dora"),
-        ({"unet__target_modules": ["to_q", "to_k"]}, "is on to_k, to_q; whole groups can be used here: attention,"),
-        ({"unet__target_modules": "all-linear"}, "is on no layers; whole groups"),
-    ],
-)
-def test_what_a_plain_lora_is_not_is_refused(stored, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        read_lora(rewritten(stored, tmp_path, **changes))
+def test_layers_that_a_file_lacks_stay_as_they_are(stored, fresh, draws, tmp_path):
+    """A LoRA on one layer of the middle alone, in kohya's format: all others are plain."""
+    tensors = load_file(stored / FILE_NAME)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    down, up = (tensors[f"unet.{layer}.lora_{side}.weight"] for side in "AB")
+    key = f"lora_unet_{layer.replace('.', '_')}"
+    alone = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(2.0)}
+    save_file(alone, tmp_path / "alone.safetensors")
+    policy, edited = fresh(), fresh()
+    policy.attach(tmp_path / "alone.safetensors")
+    edited.components.unet.get_submodule(layer).weight.data += up @ down * 2 / 4
+    torch.testing.assert_close(latents(policy, draws), latents(edited, draws), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(latents(policy, draws), latents(fresh(), draws), atol=1e-2)
 
 
 def test_other_files_are_refused_in_one_sentence(stored, fresh, tmp_path):
     path = tmp_path / "x.safetensors"
     contents = {
-        "is in kohya's format": {"lora_unet_mid_block_proj_in.lora_down.weight": torch.zeros(4, 8)},
         "was made for SDXL": {"unet.mid.attn2.to_k.lora_A.weight": torch.zeros(4, 2048)},
-        "holds no LoRA of a UNet": {"decoder.conv_in.weight": torch.zeros(1)},
-        "does not say its rank and alpha": load_file(stored / FILE_NAME),
+        "holds no LoRA of Stable Diffusion": {"decoder.conv_in.weight": torch.zeros(1)},
     }
     for message, tensors in contents.items():
         save_file(tensors, path)
-        with pytest.raises(ValueError, match=f"{path}.* {message}" if "holds" not in message else message):
+        with pytest.raises(ValueError, match=f"{path} {message}"):
             fresh().attach(path)
     path.write_bytes((stored / FILE_NAME).read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"is no whole .safetensors file .*; get it again$"):
+    with pytest.raises(ValueError, match=r"x\.safetensors is cut off: \d+ bytes of \d+; download it again$"):
         fresh().attach(path)
     with pytest.raises(ValueError, match=f"there is no LoRA {tmp_path / 'none'}"):
         fresh().attach(tmp_path / "none")
@@ -166,10 +164,15 @@ def test_other_files_are_refused_in_one_sentence(stored, fresh, tmp_path):
 
 
 def test_a_lora_of_another_model_is_refused(stored, fresh, tmp_path):
-    tensors = load_file(stored / FILE_NAME)
-    wide = {name: tensor.repeat(1, 2) if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
-    with pytest.raises(ValueError, match="does not fit this model: its layers have other names or sizes"):
-        fresh().attach(rewritten(stored, tmp_path, tensors={k: t.contiguous() for k, t in wide.items()}))
+    with safe_open(stored / FILE_NAME, "pt") as file:
+        metadata = file.metadata()
+    tensors = {
+        name: tensor.repeat(1, 2) if tensor.ndim == 2 and ".lora_A." in name else tensor
+        for name, tensor in load_file(stored / FILE_NAME).items()
+    }
+    save_file(tensors, tmp_path / "wide.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"wide\.safetensors does not fit this model: its .* is of \[4, \d+\] and"):
+        fresh().attach(tmp_path / "wide.safetensors")
 
 
 def test_a_damaged_adapter_of_a_round_is_one_sentence(policy, tmp_path):

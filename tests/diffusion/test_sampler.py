@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from raft_diffusion.core.records import Draw, Prompt
 from raft_diffusion.diffusion.sampler import DiffusionPolicy, make_scheduler
-from raft_diffusion.webui import SCHEDULERS, Infotext, PromptWarning, parse_infotext
+from raft_diffusion.webui import SCHEDULERS, WITH_ETA, Infotext, PromptWarning, parse_infotext
 
 
 def pipeline(components, scheduler):
@@ -69,6 +69,21 @@ def test_noise_within_the_steps_equals_that_of_diffusers(policy, settings, draws
     generators = [torch.Generator().manual_seed(draw.seed) for draw in draws]
     expected = reference(policy.components, settings, draws, generator=generators)
     torch.testing.assert_close(latents(policy.generate(draws, settings)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_initial_noise_is_as_wide_as_it_is_told(policy, settings, draws):
+    settings = replace(settings, width=32, height=32, noise_scale=0.8)
+    noise = [0.8 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(draw.seed)) for draw in draws]
+    expected = reference(policy.components, settings, draws, latents=torch.cat(noise))
+    torch.testing.assert_close(latents(policy.generate(draws, settings)), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, latents(policy.generate(draws, replace(settings, noise_scale=1.0))), atol=0.1)
+
+
+def test_the_samplers_with_eta_are_those_whose_steps_take_one():
+    taking = {
+        s.sampler for s in SCHEDULERS.values() if "eta" in inspect.signature(getattr(diffusers, s.kind).step).parameters
+    }
+    assert taking == set(WITH_ETA)
 
 
 def test_pictures_equal_those_of_diffusers(policy, settings, draws):
@@ -331,7 +346,8 @@ def test_an_unknown_scheduler_is_answered_with_the_nearest(components):
             {"num_inference_steps": 3, "scheduler": "PNDM"},
             "the scheduler 'PNDM' cannot take 3 steps: .*PNDM 4 at least",
         ),
-        ({"eta": 0.5}, "eta is 0.5, but the scheduler 'DPM\\+\\+ 2M' has none"),
+        ({"eta": 0.5}, "eta is 0.5, but the scheduler 'DPM\\+\\+ 2M' has none; set it to 0, or choose DDIM or TCD"),
+        ({"noise_scale": 0.0}, "noise_scale is 0.0; it must be a finite number above 0"),
         ({"eta": 2.0}, "eta is 2.0; it must lie between 0 and 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),

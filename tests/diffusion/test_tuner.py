@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from raft_diffusion.core.records import Winner
@@ -389,3 +390,97 @@ def test_winners_it_cannot_learn_from_are_refused(make_policy, winners):
 def test_numbers_out_of_range_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         DiffusionTuner(**({"steps": 1, "batch_size": 1, "learning_rate": 1e-3} | change))
+
+
+def switched(policy):
+    """Whether the adapter is on in the UNet's next calls."""
+    states = []
+    layer = next(module for module in policy.components.unet.modules() if isinstance(module, BaseTunerLayer))
+    policy.components.unet.register_forward_pre_hook(lambda *_: states.append(not layer.disable_adapters))
+    return states
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_drift_is_the_squared_distance_from_the_base_and_its_weight_multiplies_the_gradient(
+    make_policy, winners, velocity
+):
+    policy, untouched = make_policy(velocity), make_policy(velocity)
+    calls, states = seen_by_unet(policy), switched(policy)
+    tune = DiffusionTuner(steps=1, batch_size=4, learning_rate=1e-3, max_grad_norm=1e9, anti_drift=2.5)
+    figures = tune(policy, winners, seed=3)
+
+    (base_call, tuned_call), (first, second) = calls, states
+    assert (first, second) == (False, True)
+    assert all(torch.equal(a, b) for a, b in zip(base_call, tuned_call, strict=True))
+    noisy, timesteps, text = tuned_call
+    with torch.no_grad(), untouched.base():
+        base = untouched.components.unet(noisy, timesteps, text).sample
+    tuned = untouched.components.unet(noisy, timesteps, text).sample
+    drift = (tuned - base).square().mean()
+    assert figures["drift"] == pytest.approx(drift.item(), rel=1e-4) and drift > 1e-4
+
+    plain = make_policy(velocity)
+    without = DiffusionTuner(steps=1, batch_size=4, learning_rate=1e-3, max_grad_norm=1e9)(plain, winners, seed=3)
+    assert figures["loss"] == without["loss"] and "drift" not in without
+    clean = torch.stack([winner.sample.data.latent for winner in winners])
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(3))
+    signal = DDPMScheduler.from_config(policy.components.scheduler_config).alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noise = (noisy - signal.sqrt() * clean[order]) / (1 - signal).sqrt()
+    target = signal.sqrt() * noise - (1 - signal).sqrt() * clean[order] if velocity else noise
+    total = (tuned - target).square().mean() + 2.5 * drift
+    parameters = list(untouched.trained.parameters().values())
+    gradients = torch.autograd.grad(total, parameters)
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    assert figures["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_a_fresh_adapter_does_not_drift_and_a_strong_weight_holds_it_near_the_base(make_policy, winners):
+    """The base's own prediction is the only minimum of a term that outweighs all else."""
+    fresh = make_policy(learned=False)
+    figures = DiffusionTuner(steps=1, batch_size=4, learning_rate=1e-3, anti_drift=1.0)(fresh, winners, seed=3)
+    assert figures["drift"] == 0
+
+    def drift(anti_drift):
+        policy = make_policy(learned=False)
+        tune = DiffusionTuner(steps=30, batch_size=4, learning_rate=1e-2, anti_drift=anti_drift)
+        return tune(policy, winners, seed=3)["drift"]
+
+    assert drift(1e3) < drift(1e-9) / 3
+
+
+def test_the_adapter_is_on_again_after_an_error_in_the_base(make_policy, winners, monkeypatch):
+    policy = make_policy()
+    embed = policy.embed
+    monkeypatch.setattr(policy, "embed", lambda texts: (_ for _ in ()).throw(MemoryError) if texts[0] else embed(texts))
+    with pytest.raises(MemoryError):
+        DiffusionTuner(steps=1, batch_size=2, learning_rate=1e-3, anti_drift=1.0)(policy, winners, seed=3)
+    states = switched(policy)
+    monkeypatch.undo()
+    DiffusionTuner(steps=1, batch_size=2, learning_rate=1e-3)(policy, winners, seed=3)
+    assert states == [True]
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"mixed_precision": "bf16"}])
+def test_drift_is_measured_in_every_way_to_tune(make_policy, winners, options):
+    policy = make_policy(text_encoder=True)
+    start = weights(policy)
+    tune = DiffusionTuner(steps=2, batch_size=2, learning_rate=1e-3, anti_drift=0.5, **options)
+    figures = tune(policy, winners, seed=3)
+    assert figures["drift"] > 0 and not torch.equal(weights(policy), start)
+    assert all(parameter.requires_grad for parameter in policy.trained.parameters().values())
+
+
+def test_drift_looks_at_the_bases_own_text(make_policy, winners):
+    policy, untouched = make_policy(text_encoder=True), make_policy(text_encoder=True)
+    calls = seen_by_unet(policy)
+    DiffusionTuner(steps=1, batch_size=2, learning_rate=1e-3, anti_drift=1.0)(policy, winners[:2], seed=3)
+    (_, _, base), (_, _, tuned) = calls
+    assert torch.equal(tuned, untouched.embed(["cat", "cat"])) and not torch.equal(base, tuned)
+    with untouched.base():
+        assert torch.equal(base, untouched.embed(["cat", "cat"]))
+
+
+@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
+def test_a_weight_of_the_drift_that_means_nothing_is_refused(value):
+    with pytest.raises(ValueError, match=f"anti_drift is {value}; it must be a finite number, 0 or more"):
+        DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-3, anti_drift=value)

@@ -12,7 +12,7 @@ import raft_diffusion
 
 PACKAGE = Path(raft_diffusion.__file__).parent
 JUDGE = "raft_diffusion.pocket.judge"
-ALLOWED = {"raft_diffusion.pocket.recipe", "raft_diffusion.pocket.quality", "raft_diffusion.assemble"}
+ALLOWED = {"raft_diffusion.pocket.recipe", "raft_diffusion.pocket.quality", "raft_diffusion.scales"}
 # What samples, ranks, tunes, guards, stops, stores or shows. A name with a dot at its end stands for all below it.
 CLEAN = (
     "raft_diffusion.core.",
@@ -20,6 +20,7 @@ CLEAN = (
     "raft_diffusion.diffusion.",
     "raft_diffusion.pocket",
     *(f"raft_diffusion.pocket.{name}" for name in ("world", "objects", "damage", "nets")),
+    "raft_diffusion.guarding",
     "raft_diffusion.terminal",
     "raft_diffusion.report",
     "raft_diffusion.evaluate",
@@ -112,11 +113,15 @@ def test_nothing_that_samples_ranks_tunes_guards_or_stops_can_import_the_judge()
     assert {name: way(edges, name, JUDGE) for name in sorted(starts) if way(edges, name, JUDGE)} == {}
 
 
-def test_the_judge_has_three_importers_and_evaluation_asks_for_it_inside_its_function():
+def test_the_judge_has_three_importers_and_only_what_measures_asks_for_it():
     assert importers(PACKAGE, JUDGE) == ALLOWED
-    path = PACKAGE / "assemble.py"
+    path = PACKAGE / "scales.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    parts = [node for node in tree.body if JUDGE in imported("raft_diffusion.assemble", path, node)]
+    parts = [node for node in tree.body if JUDGE in imported("raft_diffusion.scales", path, node)]
+    assert [node.name for node in parts if isinstance(node, ast.FunctionDef)] == ["make_judge"] and len(parts) == 1
+    path = PACKAGE / "assemble.py"
+    tree, scales = ast.parse(path.read_text(encoding="utf-8")), "raft_diffusion.scales"
+    parts = [node for node in tree.body if scales in imported("raft_diffusion.assemble", path, node)]
     assert [node.name for node in parts if isinstance(node, ast.FunctionDef)] == ["run_evaluation"] and len(parts) == 1
 
 
@@ -128,7 +133,7 @@ def test_nothing_else_opens_the_judges_weights():
             names = (getattr(node, field, None) for field in ("id", "attr", "name"))
             if isinstance(node, (ast.Name, ast.Attribute, ast.alias)) and "JUDGE" in names:
                 users.add(name)
-    assert users == {"raft_diffusion.pocket", "raft_diffusion.pocket.quality", "raft_diffusion.assemble"}
+    assert users == {"raft_diffusion.pocket", "raft_diffusion.pocket.quality", "raft_diffusion.scales"}
 
 
 @pytest.mark.parametrize(

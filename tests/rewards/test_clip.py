@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from raft_diffusion.core.loop import score
 from raft_diffusion.pocket import WEIGHTS
-from raft_diffusion.rewards.clip import ClipTower, diversity, load_head
+from raft_diffusion.rewards.clip import ClipTower, diversity, load_head, mean_distances
 from raft_diffusion.rewards.heads import HEADS, find_head
 
 LEVELS = 2.01 / 255  # a level off after the first of two passes may be two after the second
@@ -104,7 +104,7 @@ def test_each_text_is_encoded_once(untouched_tower, samples, monkeypatch):
     )
     tower(samples(6, "cat", "dog"))
     tower(samples(6, "cat", "dog"))
-    assert seen == [2]
+    assert seen == [1, 1]  # alone: with which others it came would tell in the last bits
 
 
 def test_a_held_out_tower_puts_its_prefix_before_every_name(untouched_tower, tower, samples):
@@ -422,6 +422,15 @@ def test_diversity_of_one_picture_repeated_is_zero_and_of_opposites_two():
     one = torch.nn.functional.normalize(torch.ones(1, 8), dim=1)
     assert diversity(one.repeat(4, 1)) == pytest.approx(0, abs=1e-6)
     assert diversity(torch.cat([one, -one])) == pytest.approx(2, abs=1e-6)
+
+
+def test_mean_distances_are_those_of_all_pairs():
+    embeddings = torch.nn.functional.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+    expected = [sum(1 - float(embeddings[i] @ embeddings[j]) for j in range(6) if j != i) / 5 for i in range(6)]
+    assert mean_distances(embeddings) == pytest.approx(expected, abs=1e-6)
+    assert sum(mean_distances(embeddings)) / 6 == pytest.approx(diversity(embeddings), abs=1e-6)
+    with pytest.raises(ValueError, match="at least 2 embeddings, not 1"):
+        mean_distances(embeddings[:1])
 
 
 def test_diversity_needs_a_pair():

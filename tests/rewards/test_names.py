@@ -55,6 +55,7 @@ def test_what_looks_at_the_prompt_needs_one_and_compares_within_it_only():
         ("aesthetic_v3", "did you mean aesthetic_v2 or aesthetic_v1\\? It must"),
         ("pick_score", "did you mean pickscore\\? It must"),
         ("hpsv2", "did you mean hpsv2.1\\? It must"),
+        ("log_ratio", "log_ratio compares the model that is being tuned with its base, so it scores in a run alone"),
         ("zzz", "unknown reward 'zzz': it must be one of .*own as \"module:function\""),
         ("[/b]", "unknown reward '\\[/b\\]'"),
         ("my_rewards:", "must be written .module:function., such as my_rewards:brightness"),
