@@ -3,6 +3,7 @@ for other models are parsed by the real command line, and planned."""
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,7 +49,15 @@ def help_commands() -> list[str]:
 
 def is_carried(command: str) -> bool:
     """Whether a command needs no other model than the carried one."""
-    others = ("stable-diffusion", ":openai", "resolution-256", "monet-style-cat", "style-prompts", "model.safetensors")
+    others = (
+        "stable-diffusion",
+        ":openai",
+        "resolution-256",
+        "monet-style-cat",
+        "style-prompts",
+        "model.safetensors",
+        "pickscore",
+    )
     return not any(word in command for word in others)
 
 
@@ -89,6 +98,7 @@ def workshop(tmp_path_factory):
         patch.setattr(Config, "load", smaller)
         assert run("raft-diffusion train pocket-monet --out runs/mine") == 0
         assert run('raft-diffusion sample "monet style cat" --run runs/mine --count 4 --out pictures') == 0
+        shutil.copyfile("runs/mine/lora/pytorch_lora_weights.safetensors", "other.safetensors")
         yield here
     torch.set_num_threads(threads)
 

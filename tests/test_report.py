@@ -409,7 +409,7 @@ def test_the_page_stays_small(run: Path) -> None:
 
 def test_how_to_use_the_lora(run: Path) -> None:
     words = Page(run).words
-    assert "fits only the small model that raft_diffusion carries" in words
+    assert "fits only the small model that raft_diffusion carries" in words and "no WebUI has that model" in words
     assert (
         'from_pretrained(resolve_model("pocket")) pipe.load_lora_weights("lora") pipe(\'monet style cat\', width=64'
         in words
@@ -417,6 +417,7 @@ def test_how_to_use_the_lora(run: Path) -> None:
     (run / "config.toml").write_text('model = "owner/name"')
     words = Page(run).words
     assert "from_pretrained('owner/name', dtype=torch.float16)" in words and "carries" not in words
+    assert f"raft-diffusion export {run.name} writes one checked file" in words
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
