@@ -40,12 +40,6 @@ MAY_CHANGE = (
 )
 
 
-def may_change(config: Config) -> tuple[str, ...]:
-    """What a resumed run may change. The rounds may not where they say how the guidance of the candidates goes on."""
-    fixed = ("rounds",) if config.sampling.collect_guidance_end is not None else ()
-    return tuple(key for key in MAY_CHANGE if key not in fixed)
-
-
 def prepare(threads: int | None) -> int:
     """Let torch use `threads` CPU threads (None: every core) and the libraries load without bars of their own.
 

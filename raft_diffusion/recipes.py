@@ -103,7 +103,6 @@ def _one_shot(config: Config) -> dict[str, Any]:
         "stop_when_flat": None,
         "prompts.per_round": None if prompts == known else prompts,
         "sampling.groups_per_prompt": groups // prompts,
-        "sampling.collect_guidance_end": None,
         "tuning.steps": config.rounds * config.tuning.steps,
     }
 
@@ -119,7 +118,7 @@ def _prompts(config: Config) -> int:
 
 _PLAIN_SAMPLING = {
     "sampling.collect_guidance_scale": None,
-    "sampling.collect_guidance_end": None,
+    "sampling.collect_guidance_decay": 1.0,
     "sampling.eta": 0.0,
     "sampling.noise_scale": 1.0,
 }

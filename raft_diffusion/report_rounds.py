@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,8 @@ def _chart(rows: list[dict[str, Any]], name: str, *, judged: bool) -> Chart:
     if f"{name}_ood" in rows[0]["scores"]:
         curves["other prompts"] = _curve(rows, f"{name}_ood", unit)
     ends = [(int(row["round"]), row["scores"][name]["ci95"]) for row in rows[1:]]
-    spans = [(index, base + unit * float(low), base + unit * float(high)) for index, (low, high) in ends]
+    top = 100.0 if judged else math.inf  # no share is larger, though base and change may add up to more
+    spans = [(index, base + unit * float(low), min(top, base + unit * float(high))) for index, (low, high) in ends]
     return chart(f"{name}, %" if judged else name, curves, held_out=True, spans=spans)
 
 

@@ -97,9 +97,9 @@ def _config_file(source: str) -> Path:
 
 def default_folder(config: Config) -> Path:
     """runs/<name>-<hash>: the same settings find the same run; what may change in a run does not count."""
-    from .assemble import may_change
+    from .assemble import MAY_CHANGE
 
-    free = tuple(f"{key}." for key in may_change(config))
+    free = tuple(f"{key}." for key in MAY_CHANGE)
     identity = {key: value for key, value in config.flat().items() if not f"{key}.".startswith(free)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"{config.name}-{digest}"
@@ -119,7 +119,7 @@ class Run:
         self.config, self.folder, self._progress = config, Path(folder), progress
         self._stage: str | None = None  # what sampling is for, where it is not for candidates
         checks.check(config)
-        RunFolder.check(self.folder, config=config, may_change=assemble.may_change(config))
+        RunFolder.check(self.folder, config=config, may_change=assemble.MAY_CHANGE)
         threads = assemble.prepare(config.threads)
         self._rewards = assemble.make_rewards(config)
         self._policy = assemble.make_policy(config, self._tell)
@@ -131,7 +131,7 @@ class Run:
             codec=PictureCodec(),
             config=config,
             environment=assemble.environment(config, threads),
-            may_change=assemble.may_change(config),
+            may_change=assemble.MAY_CHANGE,
         )
         self._guard = assemble.make_guard(config, self._policy, self._rewards, self._store)
         self._trackers = assemble.make_trackers(config, self.folder)
@@ -237,7 +237,7 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
     from .terminal import clean, show_evaluation
 
     checks.check(config)
-    before = RunFolder.check(root, config=config, may_change=assemble.may_change(config))
+    before = RunFolder.check(root, config=config, may_change=assemble.MAY_CHANGE)
     evaluation = root / "evaluation" / "evaluation.json"
     settled = is_finished(config, before, root) and _keeps_the_right_round(config, before, root)
     if not settled or not _is_evaluated(evaluation, config):

@@ -26,7 +26,7 @@ width = 32
 height = 32
 num_inference_steps = 2
 guidance_scale = 3.0
-collect_guidance_end = 1.0
+collect_guidance_decay = 0.5
 scheduler = "DDIM"
 eta = 0.5
 noise_scale = 0.9
@@ -46,6 +46,8 @@ alpha = 2
 steps = 2
 batch_size = 2
 anti_drift = 0.5
+learning_rate = 4e-4
+learning_rate_decay = 0.5
 [guard]
 enabled = false
 [evaluation]
@@ -105,7 +107,7 @@ def test_each_round_is_collected_at_its_own_guidance_and_the_evaluation_at_the_u
         (scale,) = {parse_infotext(text(path)).cfg_scale for path in (finished / folder).glob("*.png")}
         return scale
 
-    assert [guidance(f"rounds/{index:03d}/candidates") for index in (1, 2, 3)] == [3.0, 2.0, 1.0]
+    assert [guidance(f"rounds/{index:03d}/candidates") for index in (1, 2, 3)] == [3.0, 2.0, 1.5]
     assert guidance("evaluation/after") == 3.0
 
 
@@ -151,12 +153,21 @@ def test_another_strength_is_evaluated_anew(config, finished, tmp_path):
     assert adapters(root) == adapters(finished)
 
 
-def test_the_rounds_stay_where_they_say_how_the_guidance_goes_on(config, finished, tmp_path, capsys):
-    root = shutil.copytree(finished, tmp_path / "copy")
-    with pytest.raises(SystemExit) as stop:
-        command("train", config, "--out", root, "--set", "rounds=4")
-    assert stop.value.code == 2
-    assert "rounds was 3 and is now 4" in capsys.readouterr().err
+def test_the_learning_rate_decays_by_round_in_a_run_that_was_interrupted_too(config, tmp_path, monkeypatch):
+    rates, make = [], assemble.make_tuner
+
+    def recorded(*arguments, **options):
+        tuner = make(*arguments, **options)
+        rates.append(tuner.learning_rate)
+        return tuner
+
+    monkeypatch.setattr(assemble, "make_tuner", recorded)
+    settings = load_config(str(config))
+    first = Run(settings, tmp_path / "run").rounds()
+    next(first), next(first)
+    for _ in Run(settings, tmp_path / "run").rounds():
+        pass
+    assert rates == pytest.approx([4e-4, 2e-4, 1e-4])
 
 
 def test_a_recipe_goes_on_top_of_the_job(config, tmp_path, capsys):

@@ -82,13 +82,13 @@ def test_candidates_are_guided_as_the_user_is_unless_told_otherwise():
     assert alone.unet_evaluations == 512 * 12
 
 
-def test_guidance_that_ends_halfway_is_counted_by_rounds():
-    """Guidance 3, 2, 1 and 0: the last two rounds look once a step."""
-    ends = ("sampling.collect_guidance_scale=3", "sampling.collect_guidance_end=0")
+def test_guidance_of_the_first_round_alone_is_counted_by_rounds():
+    """Guidance 3, 1, 1 and 1: the last three rounds look once a step."""
+    ends = ("sampling.collect_guidance_scale=3", "sampling.collect_guidance_decay=0.0")
     result, guided = expect("pocket-monet", *ends), expect("pocket-monet")
     plain = expect("pocket-monet", "sampling.collect_guidance_scale=1")
-    assert result.unet_evaluations == 128 * 12 * (2 + 2 + 1 + 1)
-    assert result.seconds_per_round == pytest.approx((guided.seconds_per_round + plain.seconds_per_round) / 2)
+    assert result.unet_evaluations == 128 * 12 * (2 + 1 + 1 + 1)
+    assert result.seconds_per_round == pytest.approx((guided.seconds_per_round + 3 * plain.seconds_per_round) / 4)
     assert result.evaluation_unet_evaluations == guided.evaluation_unet_evaluations
     once = expect("pocket-monet", *ends, "rounds=1")
     assert once.unet_evaluations == 128 * 12 * 2

@@ -432,14 +432,14 @@ def test_the_report_needs_no_torch() -> None:
 
 def test_rounds_that_were_compared_are_drawn_and_damage_is_a_note(run):
     scores = {"object": {"mean": 0.25, "ci95": [0, 0]}, "object_ood": {"mean": 0.5, "ci95": [0, 0]}}
-    later = {"object": {"mean": 0.75, "ci95": [0.25, 0.625]}, "object_ood": {"mean": 0.375, "ci95": [-0.25, 0.125]}}
+    later = {"object": {"mean": 0.75, "ci95": [0.25, 0.875]}, "object_ood": {"mean": 0.375, "ci95": [-0.25, 0.125]}}
     rows = [{"round": 0, "scores": scores}, {"round": 1, "scores": later}]
     place = run / "evaluation" / "rounds.json"
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps({"settings": {"pairs": 8}, "steps": {"12": {"rounds": rows}}}))
     page = write_report(run).read_text(encoding="utf-8")
     assert "12 sampler steps, 8 pictures a round" in page
-    assert "round 1: 50 to 87.5" in page and "round 1, other prompts: 37.5" in page
+    assert "round 1: 50 to 100" in page and "round 1, other prompts: 37.5" in page
     place.write_text('{"settings": {}, "steps": {"12": 3}}')
     page = write_report(run).read_text(encoding="utf-8")
     assert "evaluation/rounds.json is damaged and was left out." in page and "pictures a round" not in page

@@ -85,8 +85,9 @@ class Sampling(_Section):
     num_inference_steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(7.5, ge=0, description="guidance of the user and of the evaluation; 1 or less: none")
     collect_guidance_scale: float | None = Field(None, ge=0, description="guidance of candidates; none: the user's")
-    collect_guidance_end: float | None = Field(
-        None, ge=0, description="guidance of candidates in the last round, reached in equal steps; none: all alike"
+    collect_guidance_decay: Share = Field(
+        1.0,
+        description="what every round leaves of the candidates' guidance above 1; 0: guided in round 1 alone",
     )
     eta: Share = Field(0.0, description="noise that DDIM or TCD adds at every step, for candidates alone")
     noise_scale: float = Field(
@@ -282,12 +283,14 @@ class Config(_Section):
         return [self._prompt(item) for item in self.prompts.held_out]
 
     def collect_guidance(self, index: int) -> float:
-        """The guidance of the candidates of round `index`, from 1 to `rounds`, on a straight line between its ends."""
+        """The guidance of the candidates of round `index`, from 1 on.
+
+        A model that was tuned on guided pictures has learned the guidance; guiding it again as much compounds
+        (arXiv:2407.17493), so what is above 1 may fade.
+        """
         sampling = self.sampling
         start = sampling.guidance_scale if sampling.collect_guidance_scale is None else sampling.collect_guidance_scale
-        if sampling.collect_guidance_end is None or self.rounds == 1:
-            return start
-        return start + (sampling.collect_guidance_end - start) * (index - 1) / (self.rounds - 1)
+        return start if start <= 1 else 1 + (start - 1) * sampling.collect_guidance_decay ** (index - 1)
 
     def _prompt(self, item: str | Entry) -> Prompt:
         words = self.prompts.template.replace("{}", _text(item))

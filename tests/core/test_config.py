@@ -464,12 +464,12 @@ def test_a_rewards_name_may_hold_a_dot():
     [
         ({"guidance_scale": 7.5}, 3, [7.5, 7.5, 7.5]),
         ({"guidance_scale": 7.5, "collect_guidance_scale": 4.0}, 2, [4.0, 4.0]),
-        ({"guidance_scale": 7.5, "collect_guidance_end": 1.5}, 4, [7.5, 5.5, 3.5, 1.5]),
-        ({"collect_guidance_scale": 1.0, "collect_guidance_end": 2.0}, 3, [1.0, 1.5, 2.0]),
-        ({"collect_guidance_scale": 3.0, "collect_guidance_end": 0.0}, 1, [3.0]),  # one round has no second end
+        ({"guidance_scale": 9.0, "collect_guidance_decay": 0.5}, 4, [9.0, 5.0, 3.0, 2.0]),
+        ({"collect_guidance_scale": 3.0, "collect_guidance_decay": 0.0}, 3, [3.0, 1.0, 1.0]),
+        ({"collect_guidance_scale": 0.0, "collect_guidance_decay": 0.0}, 2, [0.0, 0.0]),  # no guidance to lose
     ],
 )
-def test_guidance_of_the_candidates_goes_in_equal_steps(sampling, rounds, expected):
+def test_guidance_of_the_candidates_fades(sampling, rounds, expected):
     config = make(rounds=rounds, sampling=sampling)
     assert [config.collect_guidance(index) for index in range(1, rounds + 1)] == pytest.approx(expected)
 
@@ -477,7 +477,7 @@ def test_guidance_of_the_candidates_goes_in_equal_steps(sampling, rounds, expect
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("sampling", "collect_guidance_end", -1.0),
+        ("sampling", "collect_guidance_decay", 1.1),
         ("sampling", "eta", 1.1),
         ("sampling", "noise_scale", 0.0),
         ("sampling", "lora_scale", 0.0),
@@ -503,5 +503,5 @@ def test_levers_that_exclude_each_other_are_named():
 
 def test_a_configuration_of_before_the_levers_changes_nothing():
     sampling, selection, tuning = make().sampling, make().selection, make().tuning
-    assert (sampling.collect_guidance_end, sampling.eta, sampling.noise_scale, sampling.lora_scale) == (None, 0, 1, 1)
+    assert (sampling.collect_guidance_decay, sampling.eta, sampling.noise_scale, sampling.lora_scale) == (1, 0, 1, 1)
     assert (selection.min_spread, selection.diversity, selection.replay_decay, tuning.anti_drift) == (0, 0, 1, 0)
