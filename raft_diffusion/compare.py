@@ -88,11 +88,15 @@ def diversity_within(features: np.ndarray, texts: Sequence[str], right: Sequence
     features: (N, D), of unit length. right: N numbers, 0 for a picture that is left out: where a judge saw that it is
         not what was asked for, its strangeness is no variety.
     """
+    import torch
+
+    from .rewards.clip import diversity
+
     values = []
     for text in dict.fromkeys(texts):
         rows = features[[bool(other == text and sound) for other, sound in zip(texts, right, strict=True)]]
-        if (n := len(rows)) > 1:
-            values.append(1 - (np.square(rows.sum(axis=0)).sum() - n) / (n * (n - 1)))
+        if len(rows) > 1:
+            values.append(diversity(torch.from_numpy(rows)))
     return statistics.fmean(values) if values else 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,8 @@ import typer
 from .options import Run, make_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..lora.export import Export
 
 
@@ -60,10 +63,7 @@ def export(
     result = exports.write_export(plan)
     console = make_console()
     facts = f"rank {result.rank}, alpha {result.alpha:g}, {result.layers} layers, {dtype}, {format_}'s format"
-    what = {".safetensors": facts, ".png": "before and after", ".json": "what WebUIs show", ".md": "model card"}
-    width = max(len(str(path)) for path in plan.files)
-    for path in plan.files:
-        console.print(clean(f"{path!s:{width}}  {_size(path):>8}  {what[path.suffix]}"), soft_wrap=True)
+    _show_files(console, plan.files, facts)
     for note in [*plan.notes, *result.notes]:
         console.print(clean(f"note: {note}"), soft_wrap=True)
     if install is not None:
@@ -74,6 +74,16 @@ def export(
     console.print()
     for line in _uses(plan, result.trigger):
         console.print(clean(line), soft_wrap=True)
+
+
+def _show_files(console: Console, files: Sequence[Path], facts: str) -> None:
+    """The files with their sizes and what they are; facts: of the LoRA itself."""
+    from ..terminal import clean
+
+    what = {".safetensors": facts, ".png": "before and after", ".json": "what WebUIs show", ".md": "model card"}
+    width = max(len(str(path)) for path in files)
+    for path in files:
+        console.print(clean(f"{path!s:{width}}  {_size(path):>8}  {what[path.suffix]}"), soft_wrap=True)
 
 
 def _size(path: Path) -> str:

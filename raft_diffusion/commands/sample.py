@@ -89,7 +89,6 @@ def sample(
     Example: raft-diffusion sample "photo cat" --width 96 --height 64 --sampler "Euler a" --negative-prompt "sketch dog"
     """
     from .. import sampling
-    from ..terminal import clean
 
     given = {"model": model, "lora": lora, "width": width, "height": height, "steps": steps, "cfg_scale": cfg_scale}
     given |= {"lora_scale": lora_scale, "revision": revision, "variant": variant, "prediction_type": prediction_type}
@@ -113,10 +112,15 @@ def sample(
         numbers.update({"pictures": rows, "grid": None})
         if grid and len(rows) > 1:
             numbers["grid"] = str(sampling.write_grid(order, rows, out))
-    paths = [row["path"] for row in rows]
+    _show(console, [row["path"] for row in rows], numbers["grid"], out)
+
+
+def _show(console: Console, paths: list[str], grid: str | None, out: Path) -> None:
+    from ..terminal import clean
+
     if len(paths) > _SHOWN:
         paths = [*paths[: _SHOWN - 1], f"... and {len(paths) - _SHOWN + 1} more in {out}"]
-    for path in [*paths, *([numbers["grid"]] if numbers["grid"] else [])]:
+    for path in [*paths, *([grid] if grid else [])]:
         console.print(clean(path), soft_wrap=True)
 
 

@@ -266,20 +266,8 @@ def _write_folder(
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_tokenizer(folder / "tokenizer", components.tokenizer)
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
     _write_json(folder / "merge.json", _facts(merge, components))
-    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "model_index.json", {**sd15.model_index(scheduler), "image_encoder": [None, None]})
 
 
 def _config(merge: Merge, part: str, model: Any) -> dict[str, Any]:
