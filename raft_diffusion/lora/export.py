@@ -29,14 +29,13 @@ from .kohya import (
     to_kohya,
     with_hashes,
 )
-from .metadata import POCKET, Facts, gather, metadata, read_evaluation
+from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, read_evaluation
 from .tensors import DTYPES, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 FORMATS = ("kohya", "diffusers")
-RESERVED = ("none", "addams")  # names that AUTOMATIC1111 takes for something else
 TOLERANCE = {"fp16": 1e-3, "bf16": 1e-2, "fp32": 1e-6}  # of a layer's change, relative, after rounding
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TELLING = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"  # (640, 768)
@@ -90,7 +89,7 @@ def plan_export(
     config = Config.load(run / "config.toml")
     is_pocket = config.model == POCKET
     lora = _lora_of(run, last_round)
-    target = out or run / "export" / f"{_default_stem(config.name, last_round, is_pocket)}.safetensors"
+    target = out or run / "export" / f"{default_stem(config.name, last_round, is_pocket=is_pocket)}.safetensors"
     _check_name(target)
     notes, wanted = [], () if format_ == "diffusers" else tuple(sides)
     evaluation = None if last_round and last_round < _rounds_of(run)[-1] else read_evaluation(run)
@@ -297,14 +296,6 @@ def _check_place(export: Export, *, force: bool) -> None:
             f"--out {target}: this LoRA is for the carried model, which no WebUI has; so that nobody tries, call it "
             f"{better}"
         )
-
-
-def _default_stem(name: str, last_round: int | None, is_pocket: bool) -> str:
-    if is_pocket and not name.startswith(f"{POCKET}-"):
-        name = f"{POCKET}-{name}"
-    if name.lower() in RESERVED:
-        name = f"raft-{name}"
-    return name if last_round is None else f"{name}-round{last_round}"
 
 
 def _rounds_of(run: Path) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -20,6 +20,7 @@ from ..core.store import stored_rounds
 from ..sd15 import HUB_ID
 
 POCKET = "pocket"
+RESERVED = ("none", "addams")  # names that AUTOMATIC1111 takes for something else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +54,25 @@ class Facts:
     @property
     def trigger(self) -> str:
         """The words that all of them begin or end with: "monet style" of "monet style cat" and "monet style dog"."""
-        texts = [text.split() for text in self.prompts]
-        head = _shared(texts)
-        tail = _shared([words[len(head) :][::-1] for words in texts])[::-1]
-        return " ".join([*head, *tail])
+        return trigger_words(self.prompts)
+
+
+def trigger_words(prompts: Iterable[str]) -> str:
+    """The words that all of these prompts begin or end with."""
+    texts = [text.split() for text in prompts]
+    head = _shared(texts)
+    tail = _shared([words[len(head) :][::-1] for words in texts])[::-1]
+    return " ".join([*head, *tail])
+
+
+def default_stem(name: str, last_round: int | None, *, is_pocket: bool) -> str:
+    """What an exported LoRA is called unless its user says otherwise. name: the configuration's; last_round: see
+    `gather`."""
+    if is_pocket and not name.startswith(f"{POCKET}-"):
+        name = f"{POCKET}-{name}"
+    if name.lower() in RESERVED:
+        name = f"raft-{name}"
+    return name if last_round is None else f"{name}-round{last_round}"
 
 
 def _shared(lines: Sequence[Sequence[str]]) -> list[str]:
