@@ -160,7 +160,7 @@ def test_wandb_gets_pictures_by_prompt_and_numbers_at_the_rounds_step(monkeypatc
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Wandb)
     picture = SimpleNamespace(image=Image.new("RGB", (16, 8)))
-    samples = [Sample(Draw(Prompt.of(text), k, k), picture) for text in ("a cat", "a dog") for k in range(2)]
+    samples = [Sample(Draw(Prompt(text), k, k), picture) for text in ("a cat", "a dog") for k in range(2)]
     Trackers(["wandb"], name="cats", root=tmp_path).log(3, samples, {"mean": {"x": 1.0}, "best": {}, "figures": {}})
     shapes = {f"held-out seeds/{text}": [(8, 16, 3)] * 2 for text in ("a cat", "a dog")}
     assert calls == ["cats", "start", (3, shapes), (3, {"mean/x": 1.0})]

@@ -29,7 +29,7 @@ from .kohya import (
     to_kohya,
     with_hashes,
 )
-from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, read_evaluation
+from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, read_evaluation, result_round
 from .tensors import DTYPES, write_tensors
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def plan_export(
     """Check everything that can be refused before anything is written.
 
     last_round: the LoRA after this round, None for the last. dtype: "fp16", "bf16" or "fp32". out: the LoRA's file,
-    None for RUN/export/NAME.safetensors. tags: whether the files may tell the prompts. sides: the files beside it, for
-    kohya's format alone. force: replace what is there. Raises ValueError.
+    None for RUN/export/NAME.safetensors. tags: whether the files may tell the prompts. sides: the files beside it; the
+    diffusers format has the card alone. force: replace what is there. Raises ValueError.
     """
     for what, value, known in (("format", format_, FORMATS), ("dtype", dtype, tuple(DTYPES))):
         if value not in known:
@@ -91,8 +91,9 @@ def plan_export(
     lora = _lora_of(run, last_round)
     target = out or run / "export" / f"{default_stem(config.name, last_round, is_pocket=is_pocket)}.safetensors"
     _check_name(target)
-    notes, wanted = [], () if format_ == "diffusers" else tuple(sides)
-    evaluation = None if last_round and last_round < _rounds_of(run)[-1] else read_evaluation(run)
+    notes, wanted = [], tuple(side for side in sides if side == ".md" or format_ == "kohya")
+    result = result_round(run, _rounds_of(run)[-1])
+    evaluation = read_evaluation(run) if last_round in (None, result) else None
     if ".png" in wanted and not has_preview(run, evaluation):
         wanted = tuple(side for side in wanted if side != ".png")
         notes.append("no preview: this round was not evaluated, so there are no pictures with and without it")
@@ -114,12 +115,14 @@ def plan_export(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written. trigger: the words that call the LoRA up; notes: what would not load it, and why."""
+    """What was written. trigger: the words that call the LoRA up; weight: the strength to use it at; notes: what would
+    not load it, and why."""
 
     rank: int
     alpha: float
     layers: int
     trigger: str
+    weight: float
     notes: tuple[str, ...]
 
 
@@ -138,11 +141,7 @@ def write_export(export: Export) -> Exported:
     """
     stored = read_lora(export.lora)
     modules = read_modules(stored)
-    if export.format == "diffusers":
-        tensors, keys = _diffusers(export), _adapter_metadata(export.lora)
-        _write([(export.target, lambda path: write_tensors(path, tensors, keys))])
-        return Exported(rank=stored.rank, alpha=stored.alpha, layers=len(modules), trigger="", notes=())
-    if not export.is_pocket:
+    if export.format == "kohya" and not export.is_pocket:
         modules = _for_stable_diffusion(modules, export.lora)
     facts = gather(
         export.run,
@@ -153,20 +152,28 @@ def write_export(export: Export) -> Exported:
         tags=export.tags,
     )
     picture = preview(export.run, facts.evaluation) if ".png" in export.sides and facts.evaluation else None
-    keys = metadata(facts) | ({"modelspec.thumbnail": thumbnail(picture)} if picture else {})
-    tensors = to_kohya(modules, dtype=export.dtype)
     problems: list[str] = []
 
-    def write_lora(path: Path) -> None:
+    def write_kohya(path: Path) -> None:
+        keys = metadata(facts) | ({"modelspec.thumbnail": thumbnail(picture)} if picture else {})
+        tensors = to_kohya(modules, dtype=export.dtype)
         write_tensors(path, tensors, with_hashes(tensors, keys))
         problems.extend(check_file(path, modules, dtype=export.dtype, facts=facts))
 
-    card = model_card(facts, picture=picture is not None)
+    def write_diffusers(path: Path) -> None:
+        write_tensors(path, _diffusers(export), _adapter_metadata(export.lora))
+
+    card = model_card(facts, format_=export.format, picture=picture is not None)
     beside = {".png": picture or b"", ".json": sidecar(facts).encode("utf-8"), ".md": card.encode("utf-8")}
     writers = [(export.target.with_suffix(side), _writer(beside[side])) for side in export.sides]
-    _write([(export.target, write_lora), *writers])
+    _write([(export.target, write_kohya if export.format == "kohya" else write_diffusers), *writers])
     return Exported(
-        rank=stored.rank, alpha=stored.alpha, layers=len(modules), trigger=facts.trigger, notes=tuple(problems)
+        rank=stored.rank,
+        alpha=stored.alpha,
+        layers=len(modules),
+        trigger=facts.trigger,
+        weight=facts.weight,
+        notes=tuple(problems),
     )
 
 
