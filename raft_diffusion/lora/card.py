@@ -89,7 +89,7 @@ def model_card(facts: Facts, *, format_: str, picture: bool) -> str:
 
 
 def _use(facts: Facts, format_: str) -> list[str]:
-    file, words = f"{facts.stem}.safetensors", _cell(f"{facts.trigger} " if facts.trigger else "")
+    file, words = f"{facts.stem}.safetensors", f"{_cell(facts.trigger)} " if facts.trigger else ""
     lines = []
     if format_ == "kohya" and not facts.is_pocket:
         lines += [f"- AUTOMATIC1111, Forge: `{words}<lora:{facts.stem}:{facts.weight:g}>` in the prompt"]

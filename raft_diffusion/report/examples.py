@@ -8,7 +8,7 @@ from typing import Any
 
 from .reader import Picture, Reader, rows
 
-EXAMPLE = 320  # px, the longer side of a picture of the evaluation
+EXAMPLE = 256  # px, the longer side of a picture of the evaluation
 
 
 @dataclass(frozen=True, slots=True)

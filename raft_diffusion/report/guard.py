@@ -74,8 +74,9 @@ def read_guard(reader: Reader, rounds: list[int]) -> GuardView | None:
 def _look(reader: Reader, place: str) -> Look | None:
     if not reader.has(place):
         return None
+    values = reader.json(place)
     try:
-        return Look.from_json(reader.json(place))
+        return Look.from_json(values) if values else None
     except ValueError:
         reader.notes[f"{place} is damaged and was left out."] += 1
         return None

@@ -188,7 +188,7 @@ def _figures(reader: Reader) -> list[Figures]:
 
 def _progress(figures: list[Figures], rounds: Any) -> Headline:
     """How far a run without an evaluation has come."""
-    note = "There is no evaluation yet, so nothing is shown yet: evaluate the run, then write this report again."
+    note = "There is no evaluation yet, so whether the pictures got better is not known; the end of a run brings one."
     if not figures:
         return Headline("No round is finished yet.", note)
     first, last = figures[0], figures[-1]

@@ -16,7 +16,8 @@ from .result import written
 FULL = 6000  # candidates of a run that are all shown; of a larger one the winners and the worst of each group
 LOSERS = 3  # those worst
 MOST = 12_000  # candidates on a page; each takes about half a kilobyte besides its picture
-SIZES = {1500: (144, 82), 3000: (112, 75), MOST: (96, 68)}  # candidates up to which (px, WebP's quality) fit the room
+SIZES = ((144, 82), (112, 75), (96, 65), (80, 55), (64, 45))  # (px, WebP's quality), the first that fits the page
+PROBES = 12  # pictures that are made in a size to see whether it fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,13 @@ def read_prompts(reader: Reader) -> list[PromptView]:
         index: [_worth_showing(members, all_of_them=total <= FULL) for members in groups]
         for index, (_, groups) in found.items()
     }
-    count = min(MOST, sum(len(members) for groups in shown.values() for members in groups))
-    side, quality = next(size for most, size in SIZES.items() if count <= most)
+    names = [
+        (found[index][0], row.get("file_name"))
+        for index, groups in shown.items()
+        for members in groups
+        for _, _, row in members
+    ]
+    side, quality = _size_that_fits(reader, names[:MOST])
     prompts: dict[tuple[str, str], PromptView] = {}
     left = MOST
     for index, (folder, groups) in found.items():
@@ -93,6 +99,18 @@ def read_prompts(reader: Reader) -> list[PromptView]:
             ]
             view.rounds.setdefault(index, []).append(Contest(len(members), candidates))
     return list(prompts.values())
+
+
+def _size_that_fits(reader: Reader, names: list[tuple[str, Any]]) -> tuple[int, int]:
+    """The largest of SIZES in which all these pictures, (folder, file), will about fit into the room that is left."""
+    probes = names[:: math.ceil(len(names) / PROBES)] if names else []
+    for side, quality in SIZES:
+        scout = Reader(reader.run, room=reader.room, done=reader.done)
+        for folder, name in probes:
+            scout.picture(folder, name, side=side, quality=quality)
+        if (reader.room - scout.room) * len(names) <= 0.95 * reader.room * len(probes):
+            return side, quality
+    return SIZES[-1]
 
 
 def _groups(reader: Reader, name: str) -> tuple[str, list[list[Row]]]:

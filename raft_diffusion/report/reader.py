@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 PIXEL_ART = 64  # px: up to here a picture is enlarged with hard pixels
-PICTURE_BYTES = 18_000_000  # all pictures of a page together, as base64; the first asked for are served first
+PICTURE_BYTES = 20_000_000  # all pictures of a page together, as base64; the first asked for are served first
 Thumbnails = dict[tuple[str, int, int, int, int], "Picture"]
 """Finished pictures by file, time of change, size in bytes, side and quality, for whoever writes a page repeatedly."""
 

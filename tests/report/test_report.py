@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from raft_diffusion.report import prompts, write_report
+from raft_diffusion.report.reader import Reader
 from raft_diffusion.webui import parse_infotext
 
 RUNS = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_runs.py"))))
@@ -84,8 +85,23 @@ def test_small_pictures_stay_hard_and_large_ones_become_thumbnails(run: Path) ->
     paint(run / "evaluation/before/000.png", size=512)
     pictures = [have for have in Page(run).all("img") if (have["alt"] or "").startswith("Before")]
     sizes = [Image.open(io.BytesIO(base64.b64decode((p["src"] or "").split(",")[1]))).size for p in pictures]
-    assert sizes == [(320, 320), (64, 64), (64, 64), (64, 64)]
+    assert sizes == [(256, 256), (64, 64), (64, 64), (64, 64)]
     assert [p["class"] for p in pictures] == ["", " hard", " hard", " hard"]
+
+
+def test_many_pictures_are_made_smaller_until_they_fit(run: Path) -> None:
+    for path in run.glob("rounds/*/candidates/*.png"):
+        RUNS.paint(path, size=256)
+    sides = []
+    for room in (1_000_000, 40_000, 25_000):
+        reader = Reader(run, room=room)
+        contests = [
+            contest for view in prompts.read_prompts(reader) for held in view.rounds.values() for contest in held
+        ]
+        shown = [candidate.picture for contest in contests for candidate in contest.shown]
+        assert len(shown) == 48 and all(picture.src for picture in shown)
+        sides.append(Image.open(io.BytesIO(base64.b64decode(shown[0].src.split(",")[1]))).width)
+    assert sides[0] == 144 > sides[1] > sides[2]
 
 
 def test_the_parts_stand_in_the_order_of_the_questions(run: Path) -> None:
@@ -116,7 +132,6 @@ def test_of_a_large_run_the_winners_and_the_worst_losers_are_shown(run: Path, mo
     assert keys[:5] == ["Winner, key 7.00", "Winner, key 6.00", *(f"Not chosen, key {k}.00" for k in (2, 1, 0))]
     assert "8 candidates, 5 of them shown" in page.words
     monkeypatch.setattr(prompts, "MOST", 17)
-    monkeypatch.setattr(prompts, "SIZES", {17: (96, 68)})
     page = Page(run)
     assert len(page.all("img")) == 8 + 17
     assert "A group of an early round was left out to keep this page small. (2 times)" in page.words
@@ -181,11 +196,12 @@ negative_prompt = "blurry"
 
 def test_how_to_use_a_lora_of_stable_diffusion(run: Path) -> None:
     (run / "config.toml").write_text(SD15)
+    make_evaluation(run, settings={})
     page = Page(run)
     lines = [html.unescape(text) for text in re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page.html, re.DOTALL)]
     export, webui, comfy, python = lines
     assert export == f"raft-diffusion export {run.name}"
-    infotext = parse_infotext(webui)
+    infotext = parse_infotext(f"{webui}, Seed: 1")
     assert infotext is not None and infotext.lora == {"monet-cat": 0.8}
     assert (infotext.prompt, infotext.negative_prompt) == ("monet style cat", "blurry")
     assert (infotext.sampler, infotext.schedule_type, infotext.cfg_scale) == ("DPM++ 2M", "Karras", 6.5)
