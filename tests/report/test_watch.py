@@ -80,19 +80,22 @@ def test_the_page_reloads_itself_and_stays_where_its_reader_was(run):
 
     with BROWSER.open_browser() as browser:
         page = browser.new_page()
-        page.goto(write_report(run, refresh=2).as_uri())
+        page.clock.install()  # the page's seconds pass when we say so
+        page.goto(write_report(run, refresh=30).as_uri())
         page.locator("#prompt-1-round-1 summary").click()
         page.locator("#prompt-1-round-2 summary").click()
-        page.locator("#prompt-1-round-1 .candidate").nth(9).scroll_into_view_if_needed()
         candidate = page.locator("#prompt-1-round-1 .candidate").nth(9)
+        candidate.scroll_into_view_if_needed()
         before = candidate.bounding_box()["y"]
         assert page.evaluate("scrollY") > 500
         RUNS.make_evaluation(run)
         write_report(run)
-        page.wait_for_selector("h1:has-text('A cat is now')", timeout=20_000)
+        with page.expect_navigation():
+            page.clock.run_for(31_000)
+        assert "A cat is now" in page.locator("h1").inner_text()
         assert candidate.bounding_box()["y"] == pytest.approx(before, abs=2)  # though all above it has grown
         folds = page.evaluate("[...document.querySelectorAll('.prompt details')].map(fold => [fold.id, fold.open])")
         assert folds == [["prompt-1-round-2", False], ["prompt-1-round-1", True]]
         page.evaluate("document.title = 'still here'")
-        page.wait_for_timeout(2500)
+        page.clock.run_for(600_000)
         assert page.title() == "still here"  # the last page does not load itself again
