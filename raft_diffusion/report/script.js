@@ -59,12 +59,14 @@ function recall(state) {
   scrollTo({ top, behavior: "instant" });
 }
 
-if (history.state?.open) {
+const recalled = Boolean(history.state?.open);
+if (recalled) {
   recall(history.state);
   history.replaceState(null, "");
 }
 const seconds = Number(document.body.dataset.refresh);
-history.scrollRestoration = seconds ? "manual" : "auto";
+// The browser's own memory knows pixels alone, and would move the page away from the place just found again.
+history.scrollRestoration = seconds || recalled ? "manual" : "auto";
 if (seconds) {
   setTimeout(() => {
     remember();
