@@ -19,12 +19,14 @@ from .checks import (
     ranks_by_log_ratio,
 )
 from .core.config import Config
+from .core.guard import guard_draws
 from .core.loop import Reward
 from .core.prompts import draw_round
-from .core.records import Draw
+from .core.records import Draw, Sample
 from .core.select import Select
 from .core.store import RunFolder
 from .guarding import Guard, measure, watch_of
+from .tracking import TRACKED, Trackers
 
 MAY_CHANGE = (
     "rounds",
@@ -260,30 +262,21 @@ def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: s
     return load_preference(name, source=source, device=device, dtype=choose_dtype("auto", device), prefix=prefix)
 
 
-def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any]], None]]:
-    """Functions that log a round's line of metrics.jsonl to what the settings name, through accelerate's trackers."""
+def make_trackers(config: Config, root: Path) -> Trackers | None:
+    """What logs the run to where the settings say; None where they name nothing."""
     if not config.trackers:
-        return []
+        return None
     from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState(cpu=pick_device(config.device) == "cpu")
-    makers: dict[str, Any] = {
-        "tensorboard": lambda kind: kind(root.name, logging_dir=root / "tensorboard"),
-        "wandb": lambda kind: kind(config.name),
-    }
-    trackers = [makers[name](LOGGER_TYPE_TO_CLASS[name]) for name in config.trackers]
-    for tracker in trackers:
-        tracker.start()
+    return Trackers(config.trackers, name=config.name, root=root)
 
-    def log(metrics: Mapping[str, Any]) -> None:
-        numbers = {
-            f"{kind}/{name}": value for kind in ("mean", "best", "figures") for name, value in metrics[kind].items()
-        }
-        for tracker in trackers:
-            tracker.log(numbers, step=metrics["round"])
 
-    return [log]
+def sample_tracked(config: Config, policy: Any) -> list[Sample]:
+    """The same few pictures whenever asked for, as the user would sample them, of the guard's prompts and seeds."""
+    draws = guard_draws(config.train_prompts(), config.held_out_prompts(), TRACKED, seed=config.seed)
+    with policy.at_strength(config.sampling.lora_scale):
+        return policy.generate(draws, settings=user_settings(config))
 
 
 def make_select(config: Config) -> Select:

@@ -20,10 +20,11 @@ from .commands.report import report
 from .commands.sample import sample
 from .commands.score import score
 from .commands.train import train
+from .commands.watch import watch
 
 PANELS = {
     "Train": (demo, presets, plan, train),
-    "Look and compare": (sample, score, rank, evaluate, report),
+    "Look and compare": (watch, sample, score, rank, evaluate, report),
     "Take away": (export, inspect, merge),
     "This machine": (doctor,),
 }

@@ -111,7 +111,8 @@ class Run:
     """A run with its models loaded: `for round_ in run.rounds(): ...`, then `run.evaluate()`.
 
     Whatever can be refused is refused before anything is written into `folder`; an interrupted run goes on.
-    progress: called with (stage, done, total); stages are "sample", "tune", "guard" and "evaluate".
+    progress: called with (stage, done, total); stages are "sample", "tune", "guard", "track" and
+    "evaluate".
     Raises ValueError for settings, a folder, a model or a reward that cannot be used.
     """
 
@@ -148,6 +149,8 @@ class Run:
         config = self.config
         outdated = self.folder / "evaluation" / "evaluation.json"
         outdated.unlink(missing_ok=True)  # were this start killed too, it would be taken for the new rounds' own
+        if not self._store.completed():
+            self._track(0)
         self._look(self._guard.catch_up if self._guard else None)
         rounds = raft(
             self._policy,
@@ -165,8 +168,7 @@ class Run:
         for round_ in rounds:
             write_seconds(self.folder, round_.index, time.monotonic() - began)
             self._look(partial(self._guard.look, round_.index) if self._guard else None)
-            for track in self._trackers:
-                track(read_metrics(self.folder)[-1])
+            self._track(round_.index)
             yield round_
             if self._finished:
                 break
@@ -193,6 +195,18 @@ class Run:
             self._stage = "guard"
             look()
             self._stage = None
+
+    def _track(self, index: int) -> None:
+        """Send the round's pictures and numbers to the trackers; before the first round, pictures alone."""
+        from . import assemble
+
+        if self._trackers is None:
+            return
+        self._stage = "track"
+        samples = assemble.sample_tracked(self.config, self._policy)
+        self._stage = None
+        metrics = read_metrics(self.folder)[-1] if index else None
+        self._trackers.log(index, samples, metrics)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self._progress:

@@ -22,6 +22,7 @@ STAGES = {
     "score": "scoring",
     "tune": "finetuning",
     "guard": "guarding",
+    "track": "drawing for the trackers",
     "evaluate": "evaluating",
 }
 
@@ -78,7 +79,7 @@ class LiveTable:
     def progress(self, stage: str, done: int, total: int) -> None:
         if stage == "sample":
             self._sampling = time.monotonic() - self._began
-        elif stage == "guard" and not self._sampling:  # of the start: the first round begins after it
+        elif stage in ("guard", "track") and not self._sampling:  # of the start: the first round begins after it
             self._began = time.monotonic()
         if stage != self._stage or done <= 0:
             self._stage = stage

@@ -199,7 +199,7 @@ class Config(_Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; none: every core")
-    trackers: list[Tracker] = Field([], description="where the curves are sent too")
+    trackers: list[Tracker] = Field([], description="where curves and pictures are sent too")
     prompts: Prompts
     sampling: Sampling = Sampling()  # pyright: ignore[reportCallIssue]
     rewards: Rewards = Rewards()  # pyright: ignore[reportCallIssue]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .report_charts import MINUS
-from .report_reader import is_number, numbers, table
+from .charts import MINUS
+from .reader import is_number, numbers, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class Measure:
     def change(self, number: float) -> str:
         if self.kind == "reward":
             return signed(number)
-        return f"{100 * number:+.0f}".replace("-", MINUS)
+        points = round(100 * number)
+        return f"{points:+d}".replace("-", MINUS) if points else "0"
 
 
 def is_held_out(reward: str) -> bool:

@@ -17,7 +17,9 @@ from typing import Any
 from PIL import Image
 
 PIXEL_ART = 64  # px: up to here a picture is enlarged with hard pixels
-PICTURE_BYTES = 16_000_000  # all pictures of a page together, as base64; the first asked for are served first
+PICTURE_BYTES = 20_000_000  # all pictures of a page together, as base64; the first asked for are served first
+Thumbnails = dict[tuple[str, int, int, int, int], "Picture"]
+"""Finished pictures by file, time of change, size in bytes, side and quality, for whoever writes a page repeatedly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,13 @@ class Picture:
 
 @dataclass(slots=True)
 class Reader:
-    """Reads one run folder. What cannot be read is counted in `notes`; `room` is what is left of PICTURE_BYTES."""
+    """Reads one run folder. What cannot be read is counted in `notes`; `room` is what is left of PICTURE_BYTES; `done`
+    holds the thumbnails of earlier pages."""
 
     run: Path
     notes: Counter[str] = field(default_factory=Counter)
     room: int = PICTURE_BYTES
+    done: Thumbnails = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,8 +82,11 @@ class Reader:
             self.notes[f"{name} is no valid TOML: {error}."] += 1
             return {}
 
-    def picture(self, folder: str, name: Any, *, side: int, lossless: bool = False) -> Picture:
-        """The picture `name` inside `folder` (both below the run folder) as a data URI of at most `side` px."""
+    def picture(self, folder: str, name: Any, *, side: int, quality: int = 82, lossless: bool = False) -> Picture:
+        """The picture `name` inside `folder` (both below the run folder) as a data URI of at most `side` px.
+
+        lossless: keep a picture of PIXEL_ART or less as it is.
+        """
         path = _inside(self.run / folder, name)
         if path is None:
             self.notes[f"{folder} names a picture outside its folder; it was not opened."] += 1
@@ -88,21 +95,28 @@ class Reader:
             self.notes["A picture was left out to keep this page small; the newest rounds come first."] += 1
             return Picture(why="left out to keep the page small")
         try:
-            if not path.is_file():
-                raise FileNotFoundError(path)
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
-                opened.draft("RGB", (side, side))
-                picture = opened.convert("RGB")
+            found = path.stat()
+            key = str(path), found.st_mtime_ns, found.st_size, side, quality
+            if key not in self.done:
+                self.done[key] = _thumbnail(path, side=side, quality=quality, lossless=lossless)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             self.notes[f"A picture in {folder} is missing or broken."] += 1
             return Picture(why="picture missing")
-        hard = max(picture.size) <= PIXEL_ART
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        picture.save(data, "WEBP", lossless=lossless and hard, quality=82, method=3)
-        src = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-        self.room -= len(src)
-        return Picture(src=src, hard=hard)
+        self.room -= len(self.done[key].src)
+        return self.done[key]
+
+
+def _thumbnail(path: Path, *, side: int, quality: int, lossless: bool) -> Picture:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
+        opened.draft("RGB", (side, side))
+        picture = opened.convert("RGB")
+    hard = max(picture.size) <= PIXEL_ART
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "WEBP", lossless=lossless and hard, quality=quality, method=3)
+    return Picture(src="data:image/webp;base64," + base64.b64encode(data.getvalue()).decode(), hard=hard)
 
 
 def _inside(folder: Path, name: Any) -> Path | None:
@@ -114,6 +128,13 @@ def _inside(folder: Path, name: Any) -> Path | None:
     except ValueError:  # characters that no file system knows
         return None
     return path if path.is_relative_to(os.path.realpath(folder)) else None
+
+
+def round_names(reader: Reader) -> list[str]:
+    """The folders of the finished rounds, oldest first."""
+    folder = reader.run / "rounds"
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted((name for name in names if re.fullmatch(r"\d{3,}", name)), key=int)
 
 
 def is_number(value: Any) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .core.guard import Look, curve
-from .core.looks import FILE, read_ending
-from .report_charts import Chart, chart
-from .report_reader import Reader
+from ..core.guard import Look, curve
+from ..core.looks import FILE, read_ending
+from .charts import Chart, chart
+from .reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class GuardView:
     """Everything that the page says of the guard. keep: the round whose LoRA is the run's, None while it goes on;
-    sentence: what happened, or empty."""
+    sentence: what happened, or empty; marks: round -> the verdict on it in a word, for every chart."""
 
     judge: str
     draws: int
@@ -34,6 +34,7 @@ class GuardView:
     stopped: bool
     keep: int | None
     sentence: str
+    marks: dict[int, str]
 
 
 def read_guard(reader: Reader, rounds: list[int]) -> GuardView | None:
@@ -47,6 +48,8 @@ def read_guard(reader: Reader, rounds: list[int]) -> GuardView | None:
     start = looks[0].diversity
     points = curve(looks)
     ending = read_ending(reader.run, after=max(rounds, default=0))
+    marks = {} if ending is None else {ending.after: "stopped"} if ending.stopped else {}
+    marks |= {} if ending is None else {ending.keep: "kept"}
     return GuardView(
         judge=looks[0].judge,
         draws=len(looks[0].draws),
@@ -55,6 +58,7 @@ def read_guard(reader: Reader, rounds: list[int]) -> GuardView | None:
             {"the guard's pictures": [(index, interval.mean) for index, interval in points]},
             held_out=True,
             spans=[(index, interval.low, interval.high) for index, interval in points],
+            marks=marks,
         ),
         rows=[
             Seen(index, interval.mean, interval.low, interval.high, look.diversity / start if start else 1.0)
@@ -63,14 +67,16 @@ def read_guard(reader: Reader, rounds: list[int]) -> GuardView | None:
         stopped=ending is not None and ending.stopped,
         keep=None if ending is None else ending.keep,
         sentence="" if ending is None else ending.sentence,
+        marks=marks,
     )
 
 
 def _look(reader: Reader, place: str) -> Look | None:
     if not reader.has(place):
         return None
+    values = reader.json(place)
     try:
-        return Look.from_json(reader.json(place))
+        return Look.from_json(values) if values else None
     except ValueError:
         reader.notes[f"{place} is damaged and was left out."] += 1
         return None

@@ -22,7 +22,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves over the rounds, by label; ticks are (position, label), spans the ends of intervals, from low to high."""
+    """Curves over the rounds, by label; ticks are (position, label), spans the ends of intervals, from low to high;
+    marks are (position, word): rounds that something is to be said of."""
 
     name: str
     held_out: bool
@@ -30,6 +31,7 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     spans: list[tuple[Point, Point]]
+    marks: list[tuple[float, str]]
 
 
 def chart(
@@ -38,9 +40,10 @@ def chart(
     *,
     held_out: bool,
     spans: Sequence[tuple[int, float, float]] = (),
+    marks: Mapping[int, str] | None = None,
 ) -> Chart:
     """Lay out curves of (round, value) and intervals (round, low, high); an empty curve is left out, at least one is
-    not empty."""
+    not empty. marks: round -> a word about it, left out where the curves have no such round."""
     indices = [index for curve in curves.values() for index, _ in curve]
     values = [value for curve in curves.values() for _, value in curve]
     values += [value for _, *ends in spans for value in ends]
@@ -63,6 +66,7 @@ def chart(
         x_ticks=[(x(index), str(index)) for index in range(first, last + 1, math.ceil((last - first + 1) / 10))],
         y_ticks=[(y(value), label) for value, label in ticks],
         spans=[(Point(x(i), y(low), i, low), Point(x(i), y(high), i, high)) for i, low, high in spans],
+        marks=[(x(index), word) for index, word in (marks or {}).items() if first <= index <= last],
     )
 
 
