@@ -17,7 +17,9 @@ from .checks import (
     check_tower,
     published,
     ranks_by_log_ratio,
+    ranks_by_person,
 )
+from .core.choices import select_chosen
 from .core.config import Config
 from .core.loop import Reward
 from .core.prompts import draw_round
@@ -290,6 +292,8 @@ def make_select(config: Config) -> Select:
     from .distance import picture_distance
 
     selection = config.selection
+    if ranks_by_person(config.rewards):
+        return select_chosen(selection.best)
     return Select(
         weights=config.rewards.weights,
         method=config.rewards.method,
@@ -348,14 +352,15 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .rewards.clip import ClipTower, diversity
     from .scales import make_judge
 
+    by_person = ranks_by_person(config.rewards)  # nobody ranks the evaluation's pictures, so the best of 1 is shown
     plan = Plan(
         target=config.train_prompts(),
         ood=config.held_out_prompts(),
         pairs=config.evaluation.pairs,
         ood_pairs=config.evaluation.ood_pairs,
-        best_of=config.evaluation.best_of,
+        best_of=1 if by_person else config.evaluation.best_of,
         seed=config.seed,
-        weights=config.rewards.weights,
+        weights={} if by_person else config.rewards.weights,
         method=config.rewards.method,
     )
     judge, truth = make_judge(config)
@@ -370,7 +375,7 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
             folder=folder,
             judge=judge,
             diversity=diversity,
-            embed=towers[-1].embed_images if towers else (lambda images: None),
+            embed=towers[-1].embed_images if towers else None,
             truth=truth,
             settings={
                 "guidance_scale": settings.guidance_scale,

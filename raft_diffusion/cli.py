@@ -17,13 +17,14 @@ from .commands.plan import plan
 from .commands.presets import presets
 from .commands.rank import rank
 from .commands.report import report
+from .commands.review import review
 from .commands.sample import sample
 from .commands.score import score
 from .commands.train import train
 
 PANELS = {
     "Train": (demo, presets, plan, train),
-    "Look and compare": (sample, score, rank, evaluate, report),
+    "Look and compare": (sample, score, rank, review, evaluate, report),
     "Take away": (export, inspect, merge),
     "This machine": (doctor,),
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from .core.files import inside
 
 PIXEL_ART = 64  # px: up to here a picture is enlarged with hard pixels
 PICTURE_BYTES = 16_000_000  # all pictures of a page together, as base64; the first asked for are served first
@@ -80,7 +80,7 @@ class Reader:
 
     def picture(self, folder: str, name: Any, *, side: int, lossless: bool = False) -> Picture:
         """The picture `name` inside `folder` (both below the run folder) as a data URI of at most `side` px."""
-        path = _inside(self.run / folder, name)
+        path = inside(self.run / folder, name)
         if path is None:
             self.notes[f"{folder} names a picture outside its folder; it was not opened."] += 1
             return Picture(why="refused: not in its folder")
@@ -103,17 +103,6 @@ class Reader:
         src = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
         self.room -= len(src)
         return Picture(src=src, hard=hard)
-
-
-def _inside(folder: Path, name: Any) -> Path | None:
-    """`folder / name`, or None when `name` is more than a plain file name or a link leads out of the folder."""
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name):
-        return None
-    try:
-        path = Path(os.path.realpath(folder / name))
-    except ValueError:  # characters that no file system knows
-        return None
-    return path if path.is_relative_to(os.path.realpath(folder)) else None
 
 
 def is_number(value: Any) -> bool:

@@ -20,6 +20,7 @@ from .core.records import Round
 STAGES = {
     "sample": "sampling",
     "score": "scoring",
+    "choose": "you choose",
     "tune": "finetuning",
     "guard": "guarding",
     "evaluate": "evaluating",
