@@ -89,7 +89,11 @@ class Person:
 
     def _read(self) -> Choices:
         waiting = waiting_round(self._store.root)
-        assert waiting is not None
+        if waiting is None:
+            folder = waiting_folder(self._store.root, self._index)
+            raise ValueError(
+                f"{folder} is gone, and with it what you chose; start the run again to draw the round anew"
+            )
         folder = waiting_folder(self._store.root, waiting.index)
         return Choices.read(folder, ids_of(waiting), best=self._best)
 

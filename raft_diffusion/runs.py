@@ -333,11 +333,9 @@ def run_rounds(config: Config, root: Path, console: Console) -> None:
 
 
 def _say_where(console: Console, address: str) -> None:
-    console.print("\nYou rank this run. Choose the best pictures on this page; the run waits for you:", highlight=False)
-    console.print(f"  {address}", style="bold", highlight=False, soft_wrap=True)
-    console.print(
-        "It is open on this machine alone. Ctrl-C loses nothing: the same command goes on.\n", highlight=False
-    )
+    lines = ("", "You rank this run. Choose the best pictures on this page; the run waits for you:", f"  {address}")
+    for line in (*lines, "It is open on this machine alone. Ctrl-C loses nothing: the same command goes on.", ""):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _keeps_the_right_round(config: Config, done: int, root: Path) -> bool:

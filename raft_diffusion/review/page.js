@@ -53,11 +53,14 @@ function wait() {
   }, 1500);
 }
 
-// Clicks are done one after the other, in the order in which they were made. message() is asked for when its turn comes.
+// Clicks are done one after the other, in the order in which they were made. message() is asked for when its turn comes;
+// null sends nothing.
 function act(message, then) {
   busy = busy.then(async () => {
+    const meant = message();
+    if (!meant) return;
     try {
-      const { status, body } = await ask("act", { ...message(), round: round.round, revision: choices.revision });
+      const { status, body } = await ask("act", { ...meant, round: round.round, revision: choices.revision });
       if (status === 409) {
         await load();
         return trouble(`${body.error}: this is how it stands now.`);
@@ -66,7 +69,7 @@ function act(message, then) {
       trouble("");
       const before = choices;
       choices = body;
-      then(before);
+      then(before, meant);
     } catch {
       trouble(LOST);
     }
@@ -90,7 +93,7 @@ function show(place) {
   const { prompt, pictures } = round.groups[at];
   $("choose").hidden = $("bar").hidden = false;
   $("end").hidden = true;
-  $("next").hidden = false;
+  $("next").hidden = $("hint").hidden = false;
   $("place").textContent = `Prompt ${at + 1} of ${round.groups.length}`;
   $("prompt").textContent = prompt;
   const many = round.best === 1 ? "Click the picture that you like best" : `Click the best pictures, up to ${round.best}`;
@@ -131,10 +134,10 @@ function card(s, pictures) {
   image.src = `picture/${round.round}/${at}/${s}`;
   const number = span("number", s + 1);
   number.setAttribute("aria-hidden", "true");
-  const pick = button("pick", () => toggle(s, "choose"));
+  const group = at;
+  const pick = button("pick", () => toggle(s, "choose", group));
   pick.append(image, number, span("verdict", ""));
-  const reject = button("reject", () => toggle(s, "reject"));
-  reject.textContent = "Reject";
+  const reject = button("reject", () => toggle(s, "reject", group));
   reject.setAttribute("aria-label", `Reject picture ${s + 1}`);
   const item = document.createElement("li");
   item.append(pick, reject);
@@ -154,20 +157,22 @@ function mark() {
   [...$("pictures").children].forEach((item, s) => {
     const [good, bad] = [chosen.includes(s), rejected.includes(s)];
     item.className = good ? "chosen" : bad ? "rejected" : "";
-    item.querySelector(".verdict").textContent = good ? (round.best === 1 ? "✓ best" : "✓ chosen") : bad ? "rejected" : "";
+    item.querySelector(".verdict").textContent = good ? (round.best === 1 ? "✓ best" : "✓ chosen") : "";
     item.querySelector(".pick").setAttribute("aria-pressed", good);
     item.querySelector(".reject").setAttribute("aria-pressed", bad);
+    item.querySelector(".reject").textContent = bad ? "✕ Rejected" : "Reject";
   });
   $("next").textContent = chosen.length ? "Next" : "None of these, next";
 }
 
-function toggle(s, verb) {
-  const group = at;
-  const message = () => {
+// A click belongs to the prompt that it was made on, a key to the one on the page when its turn comes.
+function toggle(s, verb, clicked) {
+  act(() => {
+    const group = clicked ?? at;
+    if (!(s < round.groups[group]?.pictures)) return null;
     const marked = choices.groups[group][verb === "choose" ? "chosen" : "rejected"];
     return { do: marked.includes(s) ? "clear" : verb, group, place: s };
-  };
-  act(message, () => {
+  }, (_, { group }) => {
     mark();
     const { chosen, rejected } = choices.groups[group];
     say(`Picture ${s + 1} ${chosen.includes(s) ? "chosen" : rejected.includes(s) ? "rejected" : "neither chosen nor rejected"}`);
@@ -175,20 +180,18 @@ function toggle(s, verb) {
 }
 
 function next() {
-  const group = at;
-  act(() => ({ do: "done", group }), () => {
+  act(() => at < round.groups.length ? { do: "done", group: at } : null, (_, { group }) => {
     say(`${done()} of ${round.groups.length} prompts done`);
     show(done() < round.groups.length && group + 1 === round.groups.length ? firstOpen(0) : group + 1);
   });
 }
 
 function back() {
-  if (at > 0) show(at - 1);
+  busy = busy.then(() => at > 0 && show(at - 1));
 }
 
 function undo() {
-  if (choices.revision === 0) return;
-  act(() => ({ do: "undo" }), (before) => {
+  act(() => choices.revision ? { do: "undo" } : null, (before) => {
     if (at === before.last) mark();
     else show(before.last);
     say("Taken back");
@@ -201,7 +204,7 @@ function end() {
   $("end").hidden = false;
   const open = round && !choices.finished;
   $("bar").hidden = !open;
-  $("next").hidden = true;
+  $("next").hidden = $("hint").hidden = true;
   if (!round) {
     tell("The run goes on", "It learns from what you chose and draws the pictures of the next round. They will appear " +
       "here by themselves. After the last round there is nothing more to do: you can close this page.");
@@ -215,7 +218,7 @@ function end() {
     const later = round.later ? ` The ${round.later === 1 ? "round" : `${round.later} rounds`} after it will be made anew; what is there now is kept.` : "";
     tell("Every prompt is done", !some
       ? "You chose no picture at all, so the round would teach nothing. Go back and choose at least one."
-      : `${some} of ${round.groups.length} prompts have a best picture` + (none ? `, ${none} teach nothing.` : ".") +
+      : `${some} of ${round.groups.length} prompts have a best picture` + (none ? `; ${none} ${none === 1 ? "has" : "have"} none, which teaches nothing.` : ".") +
         (round.waits ? "" : " This round will be tuned again on them." + later), some ? (round.waits ? "Go on with the run" : "These win") : "");
   }
   if (round) mark();
@@ -239,7 +242,7 @@ function move(key) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.altKey || event.ctrlKey || event.metaKey || !$("shortcuts").checked || $("bar").hidden) return;
+  if (event.repeat || event.altKey || event.ctrlKey || event.metaKey || !$("shortcuts").checked || $("bar").hidden) return;
   const target = event.target;
   const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
   const choosing = !$("choose").hidden;
@@ -248,7 +251,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key.toLowerCase() === "u") undo();
   else if (event.key.toLowerCase() === "b") back();
   else if (!choosing) handled = false;
-  else if (digit && Number(digit[1]) <= $("pictures").children.length) toggle(digit[1] - 1, event.shiftKey ? "reject" : "choose");
+  else if (digit) toggle(digit[1] - 1, event.shiftKey ? "reject" : "choose");
   else if (event.key.toLowerCase() === "n" || (event.key === "Enter" && !target.closest("button, summary, input"))) next();
   else if (event.key.toLowerCase() === "x" && here >= 0) toggle(here, "reject");
   else if (event.key.startsWith("Arrow") && !target.closest("input")) move(event.key);
