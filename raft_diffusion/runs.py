@@ -243,8 +243,8 @@ class Run:
         return assemble.make_select(self.config)(groups)
 
     def _tune(self, policy: Any, winners: Sequence[Winner], *, seed: int) -> Mapping[str, float]:
-        """The loop tunes right before it stores the round, so the store says which one it is. Its `policy` is the person
-        who stands before the model."""
+        """The loop tunes right before it stores the round, so the store says which one it is. Its `policy` is the
+        person who stands before the model."""
         from . import assemble
 
         index = self._store.completed() + 1

@@ -312,7 +312,7 @@ def test_what_is_taken_over_from_the_code_that_runs_is_the_same_there(monkeypatc
 )
 def test_the_demos_as_they_were_measured(name, idle, busy, peak, disk):
     """Seconds of CPU time on an idle and on a busy machine; the greatest resident size; the run folder's bytes; without
-    a guard. The latents of the candidates, 4 bytes x 4 x (size / 4)^2 each, came to the folder after it was measured."""
+    a guard. The latents of the candidates, 4 bytes x 4 x (size / 4)^2 each, came to it afterwards."""
     result = expect(name, "threads=1", "guard.enabled=false")
     assert 0.7 * busy < result.seconds < 1.3 * idle
     assert result.peak_memory_bytes == pytest.approx(peak, rel=0.2)

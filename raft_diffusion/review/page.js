@@ -138,7 +138,7 @@ function card(s, pictures) {
   const pick = button("pick", () => toggle(s, "choose", group));
   pick.append(image, number, span("verdict", ""));
   const reject = button("reject", () => toggle(s, "reject", group));
-  reject.setAttribute("aria-label", `Reject picture ${s + 1}`);
+  reject.append(span("word", ""), span("visually-hidden", ` picture ${s + 1}`));
   const item = document.createElement("li");
   item.append(pick, reject);
   return item;
@@ -159,8 +159,7 @@ function mark() {
     item.className = good ? "chosen" : bad ? "rejected" : "";
     item.querySelector(".verdict").textContent = good ? (round.best === 1 ? "✓ best" : "✓ chosen") : "";
     item.querySelector(".pick").setAttribute("aria-pressed", good);
-    item.querySelector(".reject").setAttribute("aria-pressed", bad);
-    item.querySelector(".reject").textContent = bad ? "✕ Rejected" : "Reject";
+    item.querySelector(".word").textContent = bad ? "✕ Rejected" : "Reject";
   });
   $("next").textContent = chosen.length ? "Next" : "None of these, next";
 }

@@ -1,6 +1,7 @@
 """What a person chose: what can follow what, what wins, and what a choice in a finished round does to the run."""
 
 import json
+import os
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from raft_diffusion.core.records import Draw, Group, Prompt, Sample, Scored
 from raft_diffusion.core.select import Select
 from raft_diffusion.core.store import complete_rounds, round_folder, stored_round, stored_rounds, waiting_round
 from raft_diffusion.review.desk import Desk
+from raft_diffusion.rewards import check_names
+from raft_diffusion.runs import load_config
 
 TOYS = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "toys.py")))
 GROUPS = (("a", "b", "c"), ("d", "e", "f"))
@@ -47,7 +50,7 @@ def test_a_new_best_takes_the_place_of_the_old_one():
 def test_of_several_no_more_than_the_run_learns_from():
     two = choices(("choose", 0, "a"), ("choose", 0, "b"), best=2)
     assert two.marks[0].chosen == ("a", "b")
-    with pytest.raises(ValueError, match="2 are chosen, .* take one back first"):
+    with pytest.raises(ValueError, match=r"2 are chosen, .* take one back first"):
         two.then(Action(do="choose", group=0, id="c"))
 
 
@@ -82,8 +85,17 @@ def test_choices_come_back_from_disk(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"actions": 3}', '{"actions": [{"do": "eval"}]}', '{"actions": [{"do": "choose", "id": "zzz"}]}']
-    + ['{"actions": [{"do": "finish"}]}', '{"actions": [{"do": "done", "group": "0"}]}', "[" * 100_000],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"actions": 3}',
+        '{"actions": [{"do": "eval"}]}',
+        '{"actions": [{"do": "choose", "id": "zzz"}]}',
+        '{"actions": [{"do": "finish"}]}',
+        '{"actions": [{"do": "done", "group": "0"}]}',
+        "[" * 100_000,
+    ],
 )
 def test_damaged_choices_are_refused_by_name(tmp_path, text):
     (tmp_path / "choices.json").write_text(text)
@@ -134,6 +146,21 @@ def test_a_person_ranks_alone(change, named):
     check(config)
     with pytest.raises(ValueError, match=named):
         check(config.with_overrides([change]))
+
+
+def test_the_command_line_lets_one_reward_rank_alone():
+    human = load_config("pocket-monet", reward="human")
+    assert (human.rewards.weights, human.rewards.custom, human.selection.best) == ({"human": 1.0}, [], 4)
+    check(human)
+    own = load_config("pocket-monet", reward="my_rewards:brightness")
+    assert (own.rewards.weights, own.rewards.custom) == ({"brightness": 1.0}, ["my_rewards:brightness"])
+    with pytest.raises(ValueError, match=r"selection\.top_fraction"):
+        check(load_config("pocket-monet", reward="human", recipe="paper"))
+
+
+def test_a_person_is_no_score_of_a_picture():
+    with pytest.raises(ValueError, match=r"human is you, .* train --reward human"):
+        check_names(["human"])
 
 
 # --- a run that waits -------------------------------------------------------------------------------------------------
@@ -243,8 +270,6 @@ def test_setting_aside_can_be_killed_anywhere(tmp_path, monkeypatch, killed_afte
     run = TOYS.finished_run(tmp_path / "run", rounds=3)
     choose(run, 2)
     count = 0
-    import os
-
     rename = os.rename
 
     def dies(*arguments):

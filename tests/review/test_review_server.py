@@ -99,8 +99,12 @@ def test_writing_from_another_page_is_403(server, run):
         "picture/1/0/-1",
         "picture/../../config.toml",
         "../config.toml",
-    ]
-    + ["picture/1/0/0/../../../../config.toml", "config.toml", "%2e%2e/config.toml", "page.html", "server.py"],
+        "picture/1/0/0/../../../../config.toml",
+        "config.toml",
+        "%2e%2e/config.toml",
+        "page.html",
+        "server.py",
+    ],
 )
 def test_what_is_no_picture_is_404(server, path):
     assert call(server, path)[0] == 404
