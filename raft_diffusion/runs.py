@@ -312,14 +312,14 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
 
 def run_rounds(config: Config, root: Path, console: Console) -> None:
     """The rounds that are left, under the live table, then the evaluation."""
-    from .terminal import LiveTable
+    from .terminal import LiveTable, say_where
 
     ranking = max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name]))
     held_out = held_out_score(config.rewards.held_out) if config.rewards.held_out else None
     guarded = watch_of(config) is not None
     table = LiveTable(console, rounds=config.rounds, ranking=ranking, held_out=held_out, guarded=guarded)
     with console.status("loading the model"):
-        run = Run(config, root, progress=table.progress, announce=partial(_say_where, console))
+        run = Run(config, root, progress=table.progress, announce=partial(say_where, console))
     with table.shown():
         table.loaded()
         last, verdict = 0, None
@@ -330,12 +330,6 @@ def run_rounds(config: Config, root: Path, console: Console) -> None:
         if 0 < last < config.rounds and not (verdict and verdict.fired):
             console.print(f"stopped after round {last}: no better mean reward in {config.stop_when_flat} rounds")
         run.evaluate()
-
-
-def _say_where(console: Console, address: str) -> None:
-    lines = ("", "You rank this run. Choose the best pictures on this page; the run waits for you:", f"  {address}")
-    for line in (*lines, "It is open on this machine alone. Ctrl-C loses nothing: the same command goes on.", ""):
-        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _keeps_the_right_round(config: Config, done: int, root: Path) -> bool:

@@ -138,8 +138,8 @@ class Desk:
 def plain(text: str) -> str:
     """Words for a screen: what controls a terminal or turns the line around is shown as a sign of its own. Line breaks
     stay, and so do the joiners that emoji and some scripts are written with."""
-    kept = "\n\t\u200c\u200d"
-    return "".join("\ufffd" if unicodedata.category(c)[0] == "C" and c not in kept else c for c in text)
+    kept, controls = "\n\t\u200c\u200d", ("Cc", "Cf", "Cs")
+    return "".join("\ufffd" if unicodedata.category(c) in controls and c not in kept else c for c in text)
 
 
 def _shuffled(round_: StoredRound) -> tuple[tuple[int, ...], ...]:
