@@ -17,7 +17,9 @@ from .checks import (
     check_tower,
     published,
     ranks_by_log_ratio,
+    ranks_by_person,
 )
+from .core.choices import select_chosen
 from .core.config import Config
 from .core.guard import guard_draws
 from .core.loop import Reward
@@ -283,6 +285,8 @@ def make_select(config: Config) -> Select:
     from .distance import picture_distance
 
     selection = config.selection
+    if ranks_by_person(config.rewards):
+        return select_chosen(selection.best)
     return Select(
         weights=config.rewards.weights,
         method=config.rewards.method,
@@ -341,14 +345,15 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .rewards.clip import ClipTower, diversity
     from .scales import make_judge
 
+    by_person = ranks_by_person(config.rewards)  # nobody ranks the evaluation's pictures, so the best of 1 is shown
     plan = Plan(
         target=config.train_prompts(),
         ood=config.held_out_prompts(),
         pairs=config.evaluation.pairs,
         ood_pairs=config.evaluation.ood_pairs,
-        best_of=config.evaluation.best_of,
+        best_of=1 if by_person else config.evaluation.best_of,
         seed=config.seed,
-        weights=config.rewards.weights,
+        weights={} if by_person else config.rewards.weights,
         method=config.rewards.method,
     )
     judge, truth = make_judge(config)
@@ -363,7 +368,7 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
             folder=folder,
             judge=judge,
             diversity=diversity,
-            embed=towers[-1].embed_images if towers else (lambda images: None),
+            embed=towers[-1].embed_images if towers else None,
             truth=truth,
             settings={
                 "guidance_scale": settings.guidance_scale,

@@ -8,26 +8,32 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import recipes
+from .checks import ranks_by_person
 from .commands.options import file_of
+from .core.choices import HUMAN, select_chosen
 from .core.config import Config
 from .core.guard import Look, Verdict
 from .core.looks import forget_ending, read_ending, read_look
 from .core.loop import raft
+from .core.overrule import overruled, set_aside, what_follows
 from .core.prompts import find_prompts
-from .core.records import Draw, Round, Winner
+from .core.records import Draw, Group, Round, Selection, Winner
 from .core.stop import is_flat
-from .core.store import RunFolder, read_metrics
+from .core.store import RunFolder, complete_rounds, read_metrics
 from .core.timing import write_seconds
 from .core.toml import format_value
 from .guarding import held_out_score, verdict_of, watch_of, why_off
+from .human import Person
 from .lora.file import lora_name
 from .lora.start import agree_with_lora
 from .planning.forecast import forecast, this_machine
+from .rewards import score_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +55,7 @@ def load_config(
     lora: str | None = None,
     prompts: str | None = None,
     held_out: float | None = None,
+    reward: str | None = None,
     recipe: str | None = None,
     changes: Sequence[str] = (),
 ) -> Config:
@@ -56,6 +63,7 @@ def load_config(
 
     prompts: a carried list, a file or one prompt (see `find_prompts`); held_out: the share of them never trained on.
     lora: where the tuning starts; its rank, alpha and layers are taken where the user's own settings do not say them.
+    reward: what ranks, alone: a known one, "module:function", or "human" for the person at the screen.
     recipe: one of `recipes.RECIPES`, put on top of the job that all the rest describes.
     Raises ValueError for everything that is not as it must be.
     """
@@ -66,7 +74,8 @@ def load_config(
     given = [f"{key}={format_value(value)}" for key, value in options.items() if value is not None]
     file = _config_file(source)
     loaded = Config.load(file)
-    config = loaded.with_overrides([*changes, *given])
+    ranking = [] if reward is None else _ranked_by(reward)
+    config = loaded.with_overrides([*ranking, *changes, *given])
     if prompts is not None:
         config = _with_prompts(config, prompts, held_out)
     changed = [change.partition("=")[0].strip() for change in changes]
@@ -75,6 +84,13 @@ def load_config(
     # What a preset says of its LoRA was not chosen for the one to start from.
     own = [] if file.parent == PRESETS else [f"tuning.{key}" for key in loaded.tuning.model_fields_set]
     return agree_with_lora(config, {*changed, *own})
+
+
+def _ranked_by(reward: str) -> list[str]:
+    """The changes that let one reward rank alone."""
+    name = score_name(reward)
+    changes = {"rewards.weights": {name: 1.0}, "rewards.custom": [reward] if name != reward else []}
+    return [f"{key}={format_value(value)}" for key, value in changes.items()]
 
 
 def _with_prompts(config: Config, prompts: str, held_out: float | None) -> Config:
@@ -111,12 +127,20 @@ class Run:
     """A run with its models loaded: `for round_ in run.rounds(): ...`, then `run.evaluate()`.
 
     Whatever can be refused is refused before anything is written into `folder`; an interrupted run goes on.
-    progress: called with (stage, done, total); stages are "sample", "tune", "guard", "track" and
+    progress: called with (stage, done, total); stages are "sample", "choose", "tune", "guard", "track" and
     "evaluate".
+    announce: told the address at which a person chooses, where one ranks; the run waits meanwhile.
     Raises ValueError for settings, a folder, a model or a reward that cannot be used.
     """
 
-    def __init__(self, config: Config, folder: Path | str, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path | str,
+        *,
+        progress: Progress | None = None,
+        announce: Callable[[str], object] = print,
+    ) -> None:
         from . import assemble, checks
 
         self.config, self.folder, self._progress = config, Path(folder), progress
@@ -129,6 +153,8 @@ class Run:
         self._rewards += assemble.bound_rewards(config, self._policy)
         from .diffusion import PictureCodec
 
+        if (index := overruled(self.folder, best=config.selection.best)) is not None:
+            set_aside(self.folder, index)
         self._store = RunFolder.open(
             self.folder,
             codec=PictureCodec(),
@@ -138,14 +164,20 @@ class Run:
         )
         self._guard = assemble.make_guard(config, self._policy, self._rewards, self._store)
         self._trackers = assemble.make_trackers(config, self.folder)
+        self._person = Person(
+            self._policy,
+            self._store,
+            always=ranks_by_person(config.rewards),
+            best=config.selection.best,
+            announce=announce,
+            progress=self._tell,
+        )
 
     def rounds(self) -> Iterator[Round]:
         """The rounds that are left, each once it is on disk; at the end the LoRA lies in `folder`/lora.
 
         It is the last round's, unless the guard (see `core.guard`) says that an earlier one was better.
         """
-        from . import assemble
-
         config = self.config
         outdated = self.folder / "evaluation" / "evaluation.json"
         outdated.unlink(missing_ok=True)  # were this start killed too, it would be taken for the new rounds' own
@@ -153,9 +185,9 @@ class Run:
             self._track(0)
         self._look(self._guard.catch_up if self._guard else None)
         rounds = raft(
-            self._policy,
-            self._rewards,
-            assemble.make_select(config),
+            self._person,
+            [*self._rewards, self._person.score],
+            self._select,
             self._tune,
             self._store,
             self._draws,
@@ -164,15 +196,16 @@ class Run:
             replay=config.selection.replay,
             replay_decay=config.selection.replay_decay,
         )
-        began = time.monotonic()
-        for round_ in rounds:
-            write_seconds(self.folder, round_.index, time.monotonic() - began)
-            self._look(partial(self._guard.look, round_.index) if self._guard else None)
-            self._track(round_.index)
-            yield round_
-            if self._finished:
-                break
+        with closing(self._person):
             began = time.monotonic()
+            for round_ in rounds:
+                write_seconds(self.folder, round_.index, time.monotonic() - began)
+                self._look(partial(self._guard.look, round_.index) if self._guard else None)
+                self._track(round_.index)
+                yield round_
+                if self._finished:
+                    break
+                began = time.monotonic()
         verdict = self.verdict
         if self._guard and verdict:
             self._guard.finish(verdict)
@@ -220,12 +253,21 @@ class Run:
         self._policy.settings = assemble.collecting(self.config, index)
         return assemble.make_draws(self.config)(index)
 
+    def _select(self, groups: Sequence[Group]) -> Selection:
+        """By the person where one has scored the round, else as the settings say."""
+        from . import assemble
+
+        if HUMAN in groups[0].candidates[0].scores:
+            return select_chosen(self.config.selection.best)(groups)
+        return assemble.make_select(self.config)(groups)
+
     def _tune(self, policy: Any, winners: Sequence[Winner], *, seed: int) -> Mapping[str, float]:
-        """The loop tunes right before it stores the round, so the store says which one it is."""
+        """The loop tunes right before it stores the round, so the store says which one it is. Its `policy` is the
+        person who stands before the model."""
         from . import assemble
 
         index = self._store.completed() + 1
-        return assemble.make_tuner(self.config, self._tell, index=index)(policy, winners, seed=seed)
+        return assemble.make_tuner(self.config, self._tell, index=index)(self._policy, winners, seed=seed)
 
     @property
     def _finished(self) -> bool:
@@ -240,7 +282,9 @@ class Run:
 
 def is_finished(config: Config, done: int, root: Path) -> bool:
     """Whether the run in `root`, of which `done` rounds are complete, needs no more: all are there, the reward is flat
-    (see `core.stop`), or the guard stops it (see `core.guard`)."""
+    (see `core.stop`), or the guard stops it (see `core.guard`); and no person has overruled one since."""
+    if overruled(root, best=config.selection.best) is not None:
+        return False
     patience = config.stop_when_flat
     flat = patience is not None and done > patience and is_flat(read_metrics(root), config.rewards.weights, patience)
     if flat or done >= config.rounds:
@@ -266,7 +310,11 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
             console.print(clean(f"note: {note}"), soft_wrap=True)
         if (unwatched := why_off(config)) is not None:
             console.print(clean(f"note: {unwatched}"), soft_wrap=True)
-        if before:
+        index = overruled(root, best=config.selection.best)
+        if index is not None:
+            kept = f"what is there now is kept in {root / 'replaced'}"
+            console.print(clean(f"{what_follows(complete_rounds(root), index)}; {kept}"), soft_wrap=True)
+        elif before:
             console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
         run_rounds(config, root, console)
     else:
@@ -283,14 +331,14 @@ def finish_run(config: Config, root: Path, console: Console) -> dict[str, Any]:
 
 def run_rounds(config: Config, root: Path, console: Console) -> None:
     """The rounds that are left, under the live table, then the evaluation."""
-    from .terminal import LiveTable
+    from .terminal import LiveTable, say_where
 
     ranking = max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name]))
     held_out = held_out_score(config.rewards.held_out) if config.rewards.held_out else None
     guarded = watch_of(config) is not None
     table = LiveTable(console, rounds=config.rounds, ranking=ranking, held_out=held_out, guarded=guarded)
     with console.status("loading the model"):
-        run = Run(config, root, progress=table.progress)
+        run = Run(config, root, progress=table.progress, announce=partial(say_where, console))
     with table.shown():
         table.loaded()
         last, verdict = 0, None
@@ -369,6 +417,5 @@ def _is_evaluated(path: Path, config: Config) -> bool:
         return False
     settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
     strength = settings.get("lora_scale", 1.0)  # an older version knew no other
-    return strength == config.sampling.lora_scale and all(
-        settings[key] == value for key, value in config.evaluation.model_dump().items()
-    )
+    wanted = config.evaluation.model_dump(exclude={"best_of"} if ranks_by_person(config.rewards) else None)
+    return strength == config.sampling.lora_scale and all(settings[key] == value for key, value in wanted.items())

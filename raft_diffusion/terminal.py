@@ -20,6 +20,7 @@ from .core.records import Round
 STAGES = {
     "sample": "sampling",
     "score": "scoring",
+    "choose": "you choose",
     "tune": "finetuning",
     "guard": "guarding",
     "track": "drawing for the trackers",
@@ -133,6 +134,13 @@ def _seen(look: Look | None, start: Look | None) -> tuple[str, str]:
         return "", ""
     share = f"{100 * look.diversity / start.diversity:.0f} %" if start.diversity else "100 %"
     return f"{look.score:.2f}", share
+
+
+def say_where(console: Console, address: str) -> None:
+    """At what address a person ranks the run that waits."""
+    lines = ("", "You rank this run. Choose the best pictures on this page; the run waits for you:", f"  {address}")
+    for line in (*lines, "It is open on this machine alone. Ctrl-C loses nothing: the same command goes on.", ""):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_evaluation(console: Console, result: dict[str, Any]) -> None:

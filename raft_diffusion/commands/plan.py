@@ -16,6 +16,7 @@ from .options import (
     Model,
     Prediction,
     Prompts,
+    RankBy,
     Recipe,
     Revision,
     Set,
@@ -39,6 +40,7 @@ def plan(
     prediction_type: Prediction = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
+    reward: RankBy = None,
     recipe: Recipe = None,
     device: Device = None,
     threads: Threads = None,
@@ -74,6 +76,7 @@ def plan(
         prediction_type=prediction_type,
         prompts=prompts,
         held_out=held_out,
+        reward=reward,
         recipe=recipe,
         changes=changes or [],
     )

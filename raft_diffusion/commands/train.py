@@ -12,6 +12,7 @@ from .options import (
     Out,
     Prediction,
     Prompts,
+    RankBy,
     Recipe,
     Revision,
     Seed,
@@ -32,6 +33,7 @@ def train(
     lora: Lora = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
+    reward: RankBy = None,
     recipe: Recipe = None,
     out: Out = None,
     seed: Seed = None,
@@ -54,6 +56,8 @@ def train(
     Example: raft-diffusion train pocket-monet --prompts styles --held-out 0.2 --set stop_when_flat=3
 
     Example: raft-diffusion train pocket-monet --recipe one-shot
+
+    Example: raft-diffusion train pocket-monet --reward human --out runs/my-eye
     """
     from .. import runs
 
@@ -66,6 +70,7 @@ def train(
         lora=str(lora) if lora else None,
         prompts=prompts,
         held_out=held_out,
+        reward=reward,
         recipe=recipe,
         seed=seed,
         device=device,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import ranks_by_log_ratio
+from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
 from ..guarding import watch_of
 from ..rewards import LOG_RATIO_LEVELS
@@ -263,12 +263,9 @@ def _batches(count: int, size: int) -> list[tuple[int, int]]:
 
 def _disk(config: Config, parts: Parts, latent: tuple[int, int], images: int) -> int:
     picture = PNG_BYTES * config.sampling.width * config.sampling.height
-    row = picture + LINE_BYTES
-    kept = row + FLOAT * 4 * latent[0] * latent[1]
+    kept = picture + LINE_BYTES + FLOAT * 4 * latent[0] * latent[1]
     shown = 2 * EXAMPLES * picture * (1 + 4 / 3)  # once as files, once in the page as base64
-    return round(
-        config.rounds * (images * row + _winners(config, images) * kept + parts.adapter) + parts.adapter + shown
-    )
+    return round(config.rounds * ((images + _winners(config, images)) * kept + parts.adapter) + parts.adapter + shown)
 
 
 def _winners(config: Config, images: int) -> int:
@@ -289,6 +286,8 @@ def _card_name(device: str, machine: Machine) -> str:
 
 def _notes(config: Config, machine: Machine, device: str) -> list[str]:
     notes = []
+    if ranks_by_person(config.rewards):
+        notes.append("you rank every round: the time that you take to choose is not counted")
     if config.rewards.custom:
         notes.append("reward functions of your own are not counted")
     if device == "cuda" and machine.card is None:

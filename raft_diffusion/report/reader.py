@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import tomllib
 from collections import Counter
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ..core.files import inside
 
 PIXEL_ART = 64  # px: up to here a picture is enlarged with hard pixels
 PICTURE_BYTES = 20_000_000  # all pictures of a page together, as base64; the first asked for are served first
@@ -87,7 +88,7 @@ class Reader:
 
         lossless: keep a picture of PIXEL_ART or less as it is.
         """
-        path = _inside(self.run / folder, name)
+        path = inside(self.run / folder, name)
         if path is None:
             self.notes[f"{folder} names a picture outside its folder; it was not opened."] += 1
             return Picture(why="refused: not in its folder")
@@ -117,17 +118,6 @@ def _thumbnail(path: Path, *, side: int, quality: int, lossless: bool) -> Pictur
     data = io.BytesIO()
     picture.save(data, "WEBP", lossless=lossless and hard, quality=quality, method=3)
     return Picture(src="data:image/webp;base64," + base64.b64encode(data.getvalue()).decode(), hard=hard)
-
-
-def _inside(folder: Path, name: Any) -> Path | None:
-    """`folder / name`, or None when `name` is more than a plain file name or a link leads out of the folder."""
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name):
-        return None
-    try:
-        path = Path(os.path.realpath(folder / name))
-    except ValueError:  # characters that no file system knows
-        return None
-    return path if path.is_relative_to(os.path.realpath(folder)) else None
 
 
 def round_names(reader: Reader) -> list[str]:

@@ -63,7 +63,7 @@ def read_use(
     if adapter is None:
         return None
     is_pocket = config.get("model") == POCKET
-    sampling = table(config.get("sampling")) | evaluated
+    sampling = {**table(config.get("sampling")), **evaluated}
     stem = default_stem(str(config.get("name", reader.name)), None, is_pocket=is_pocket)
     scale = sampling.get("lora_scale")
     weight = f"{float(scale):g}" if is_number(scale) else "1"
