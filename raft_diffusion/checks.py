@@ -32,7 +32,7 @@ def check(config: Config) -> None:
         lambda: _check_judge(rewards.held_out),
         lambda: _check_guard(config.guard.reward, rewards),
         lambda: check_comparable(rewards.weights, across=across),
-        lambda: _check_trackers(config.trackers),
+        lambda: check_trackers(config.trackers),
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
         lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
     ]
@@ -71,7 +71,7 @@ def _check_held_out(weights: Mapping[str, float]) -> None:
         raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
 
 
-def _check_trackers(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")

@@ -20,6 +20,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .llm.config import KIND
+from .llm.report import write_report as write_text_report
 from .pocket.objects import OBJECTS
 from .report_charts import Chart, chart
 from .report_guard import read_guard
@@ -36,9 +38,12 @@ LORA = "pytorch_lora_weights.safetensors"
 def write_report(run: Path) -> Path:
     """Write RUN/report.html, one page that needs no other file, and return its path.
 
-    Reads nothing but the run folder. Raises ValueError when `run` is no run folder.
+    Reads nothing but the run folder; `llm.report` has the page of a run that writes texts. Raises ValueError when `run`
+    is no run folder.
     """
     run = Path(run)
+    if Reader(run).toml("config.toml").get("kind") == KIND:
+        return write_text_report(run)
     if not any((run / name).exists() for name in ("config.toml", "metrics.jsonl", "rounds", "evaluation")):
         raise ValueError(f"{run} is no run folder: it holds no config.toml, metrics.jsonl, rounds or evaluation")
     folder = Path(__file__).parent

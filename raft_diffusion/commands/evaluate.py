@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.config import Config
+from ..llm.config import TextConfig
 from .options import Json, Lora, Run, Threads, collected, file_of, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from ..core.config import Config
 
 EachRound = Annotated[bool, typer.Option("--each-round", help="Measure the base and the LoRA after every round.")]
 Steps = Annotated[
@@ -47,10 +47,14 @@ def evaluate(
     Example: raft-diffusion evaluate runs/mine --each-round --steps 6,12 --pairs 16
     """
     from .. import runs
-    from ..core.config import Config
     from ..lora.file import find_lora, read_lora
 
-    config = Config.load(file_of(run, "config.toml"))
+    config = runs.config_of(file_of(run, "config.toml"))
+    if isinstance(config, TextConfig) and (lora is not None or each_round):
+        raise ValueError(
+            f"{'--lora' if lora else '--each-round'} is for runs that make pictures; the evaluation of a run that "
+            "writes texts holds the curve over its rounds"
+        )
     if lora is not None:
         read_lora(find_lora(lora))
     if lora is not None and each_round:
@@ -60,7 +64,7 @@ def evaluate(
     counts = parse_steps(steps)
     with collected(json_file) as numbers:
         console = make_console(json_file)
-        if each_round:
+        if each_round and isinstance(config, Config):
             numbers.update(_each_round(config, run, console, counts, pairs, threads))
         else:
             numbers.update(runs.evaluate_run(config, run, console, threads=threads, lora=lora))

@@ -21,12 +21,12 @@ from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from .config import Config
 from .files import read_text, write_atomically
 from .guard import Look
 from .looks import figures, write_look
 from .loop import group
 from .records import Draw, Group, Prompt, Round, Sample, Scored, Selection, Winner
+from .settings import Settings
 
 METADATA = "metadata.jsonl"
 TUNER_BATCH = ("tuning.batch_size", "tuning.gradient_accumulation")
@@ -52,7 +52,7 @@ class RunFolder:
         root: Path,
         *,
         codec: Codec,
-        config: Config,
+        config: Settings,
         environment: Mapping[str, Any],
         may_change: Iterable[str] = (),
     ) -> RunFolder:
@@ -74,7 +74,7 @@ class RunFolder:
         return store
 
     @staticmethod
-    def check(root: Path, *, config: Config, may_change: Iterable[str] = ()) -> int:
+    def check(root: Path, *, config: Settings, may_change: Iterable[str] = ()) -> int:
         """Whether `open` would start or resume a run here; writes nothing. Returns how many rounds are complete.
 
         may_change: dotted keys, or whole sections, that may differ from the run's own configuration. The two sizes of
@@ -99,7 +99,7 @@ class RunFolder:
             raise ValueError(f"the run folder {root} cannot be written: {place} is closed to you; give another folder")
         path = root / "config.toml"
         if path.exists():
-            before = Config.load(path)
+            before = type(config).load(path)
             _refuse_gap(root)
             if _completed(root):
                 _refuse_changes(before, config, tuple(may_change), root)
@@ -338,7 +338,7 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
-def _refuse_changes(old: Config, new: Config, may_change: tuple[str, ...], root: Path) -> None:
+def _refuse_changes(old: Settings, new: Settings, may_change: tuple[str, ...], root: Path) -> None:
     before, after = old.flat(), new.flat()
     allowed = {key for key in after if any(key == name or key.startswith(f"{name}.") for name in may_change)}
     changed = [key for key in after if key not in allowed and before.get(key) != after[key]]
