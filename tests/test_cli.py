@@ -103,7 +103,7 @@ def refused(call, folder: Path, *arguments: str) -> str:
 
 
 def test_an_unknown_demo(call, folder):
-    assert "'manet': use monet or resolution" in refused(call, folder, "demo", "manet")
+    assert "'manet': use monet, resolution, text or sums" in refused(call, folder, "demo", "manet")
 
 
 def test_an_unknown_preset(call, folder):
@@ -226,4 +226,4 @@ def test_the_same_settings_find_the_same_folder():
 @pytest.mark.parametrize("preset", sorted(path.stem for path in runs.PRESETS.glob("*.toml")))
 def test_every_preset_is_a_valid_configuration(preset):
     assert runs.load_config(preset, seed=5, threads=2).name == preset
-    assert {"monet", "resolution"} == set(demo.DEMOS) == set(demo.INTRO)
+    assert {"monet", "resolution", "text", "sums"} == set(demo.DEMOS) == set(demo.INTRO)
