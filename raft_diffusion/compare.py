@@ -26,7 +26,9 @@ from .core.prompts import evaluation_draws
 from .core.records import Draw, Sample, derive_seed
 from .core.stats import paired_bootstrap, win_rate
 from .core.store import complete_rounds
+from .core.timing import seconds_until
 from .lora.file import FILE_NAME
+from .planning.nfe import evaluations
 from .scales import Scales
 
 Progress = Callable[[str, int, int], None]
@@ -179,6 +181,20 @@ def win_count(contenders: Mapping[str, Sequence[float]], texts: Sequence[str]) -
     return wins
 
 
+def cost_until(root: Path, config: Config, rounds: int) -> dict[str, Any]:
+    """What the first `rounds` rounds of the run in `root` took: evaluations of the UNet, and seconds where known."""
+    spent = evaluations(config, rounds)
+    return {
+        "unet_evaluations": {"sampling": spent.sampling, "tuning": spent.tuning},
+        "seconds": seconds_until(root, rounds),
+    }
+
+
+def deciding(scores: Mapping[str, Sequence[float]]) -> str:
+    """The score that a win is counted by: the first held-out one; without one, the first of all."""
+    return next((name for name in scores if name.startswith(HELD_OUT_PREFIX)), next(iter(scores)))
+
+
 def compare_rounds(
     config: Config,
     root: Path,
@@ -194,7 +210,7 @@ def compare_rounds(
     steps: sampler step counts; none is the run's own. pairs: pictures a round on the trained prompts, ood_pairs: on the
         held-out ones; None is the run's own number. numbers: the rounds, None is all of them.
     progress: called with ("measure", rounds done, rounds in all).
-    Returns {"settings": {...}, "steps": {count: {"rounds": rows of `table`, "win_count": {...}}}}.
+    Returns {"settings": {...}, "steps": {count: {"rounds": rows of `table` and `cost_until`, "win_count": {...}}}}.
     Raises ValueError for a run without a complete round, and for rounds that it does not have.
     """
     from .assemble import make_policy, user_settings
@@ -214,10 +230,13 @@ def compare_rounds(
             rounds.append(series.measured(number, config.sampling.lora_scale, settings))
             if progress:
                 progress("measure", place * (len(wanted) + 1) + done, len(counts) * (len(wanted) + 1))
-        judged = next((name for name in rounds[0].scores if name.startswith(HELD_OUT_PREFIX)), None)
-        contenders = {str(m.round): m.scores[judged or next(iter(m.scores))] for m in rounds}
+        judged = deciding(rounds[0].scores)
+        contenders = {str(m.round): m.scores[judged] for m in rounds}
         result["steps"][str(count)] = {
-            "rounds": table(rounds, clusters=labels, ood_clusters=ood_labels, seed=config.seed),
+            "rounds": [
+                row | cost_until(root, config, row["round"])
+                for row in table(rounds, clusters=labels, ood_clusters=ood_labels, seed=config.seed)
+            ],
             "win_count": {"score": judged, "wins": win_count(contenders, labels)},
         }
     write_atomically(root / "evaluation" / "rounds.json", json.dumps(result, indent=1) + "\n")

@@ -72,6 +72,7 @@ def _paper(config: Config) -> dict[str, Any]:
         "selection.top_fraction": PAPER_KEPT,
         "selection.replay": 0,
         "tuning.steps": PAPER_STEPS,
+        "tuning.learning_rate_decay": 1.0,
         "tuning.batch_size": batch,
         "tuning.gradient_accumulation": PAPER_BATCH // batch,
         "tuning.condition_drop": 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from .core.prompts import find_prompts
 from .core.records import Round, Winner
 from .core.stop import is_flat
 from .core.store import RunFolder, read_metrics
+from .core.timing import write_seconds
 from .core.toml import format_value
 from .llm.config import TextConfig
 from .lora.file import lora_name
@@ -173,13 +175,16 @@ class Run:
             replay=config.selection.replay,
             replay_decay=config.selection.replay_decay,
         )
+        began = time.monotonic()
         for round_ in rounds:
+            write_seconds(self.folder, round_.index, time.monotonic() - began)
             self._look(partial(self._guard.look, round_.index) if self._guard else None)
             for track in self._trackers:
                 track(read_metrics(self.folder)[-1])
             yield round_
             if self._finished:
                 break
+            began = time.monotonic()
         verdict = self.verdict
         if self._guard and verdict:
             self._guard.finish(verdict)

@@ -92,8 +92,9 @@ def test_a_comment_says_the_settings_and_what_the_plan_predicts(path):
     sampling, tuning = config.sampling, config.tuning
     assert f"K {sampling.samples_per_prompt}" in words
     assert f"{config.rounds} rounds, {sampling.num_inference_steps} steps a picture, rank {tuning.rank}," in words
-    rate, steps, batch = re.search(r"learning rate (\S+), (\d+) steps of (\d+) a round\.", words).groups()
-    assert float(rate) == tuning.learning_rate
+    found = re.search(r"learning rate (\S+?)(?: falling by (\S+))?, (\d+) steps of (\d+) a round\.", words)
+    rate, fall, steps, batch = found.groups()
+    assert (float(rate), float(fall or 1)) == (tuning.learning_rate, tuning.learning_rate_decay)
     assert (int(steps), int(batch)) == (tuning.steps, tuning.batch_size * tuning.gradient_accumulation)
     assert "Predicted, not yet measured:" in words
     for gigabytes, card in CARDS.items():

@@ -33,9 +33,9 @@ def test_every_recipe_goes_on_every_preset(preset, name):
     config = load_config(preset, changes=["rounds=12"])
     found = recipes.apply(config, name)
     checks.check(found)
-    job = ("seed", "model", "evaluation", "prompts", "tuning.learning_rate", "tuning.rank", "sampling.guidance_scale")
+    job = ("seed", "model", "evaluation", "prompts", "tuning.rank", "sampling.guidance_scale")
     kept = [key for key in config.flat() if key.startswith(job) and key != "prompts.per_round"]
-    assert all(found.flat()[key] == config.flat()[key] for key in kept)
+    assert all(found.flat()[key] == config.flat()[key] for key in (*kept, "tuning.learning_rate"))
     recipe = recipes.RECIPES[name]
     assert recipe.summary and recipe.source
 
@@ -59,6 +59,7 @@ def test_the_papers_rounds_on_one_prompt():
     assert changed(config, "paper") == {
         "name": "pocket-monet-paper",
         "sampling.collect_guidance_scale": None,
+        "sampling.collect_guidance_decay": 1.0,
         "sampling.samples_per_prompt": 10,
         "sampling.groups_per_prompt": 10,
         "rewards.method": "fixed",
@@ -66,6 +67,7 @@ def test_the_papers_rounds_on_one_prompt():
         "selection.top_fraction": 0.8,
         "selection.replay": 0,
         "tuning.steps": 80,
+        "tuning.learning_rate_decay": 1.0,
         "tuning.condition_drop": 0.0,
     }
 

@@ -124,7 +124,7 @@ class Tuning(Section):
     targets: list[Target] = Field(["attention"], min_length=1, description="layers that get a LoRA")
     text_encoder: bool = Field(False, description="tune the text encoder too")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW in round 1, constant within a round")
-    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="the learning rate times this after every round")
+    learning_rate_decay: float = Field(0.7, gt=0, le=1, description="the learning rate times this after every round")
     steps: int = Field(80, ge=1, le=1_000_000, description="optimiser steps a round")
     batch_size: int = Field(8, ge=1, le=10_000, description="winners a forward pass")
     gradient_accumulation: int = Field(1, ge=1, le=10_000, description="forward passes an optimiser step")
@@ -146,7 +146,7 @@ class Guard(Section):
     enabled: bool = Field(True, description="look at a fixed set of pictures after every round")
     reward: str | None = Field(None, min_length=1, description="a tower, pickscore or hpsv2.1; none: rewards.held_out")
     pairs: int = Field(48, ge=8, le=10_000, description="pictures a look: the same prompts and seeds in every round")
-    max_drop: float = Field(0.25, ge=0, description="fall of the score that stops, in deviations within a prompt")
+    max_drop: float = Field(0.1, ge=0, description="fall of the score that stops, in deviations within a prompt")
     min_diversity: Share = Field(0.5, description="share of the diversity of an equally good round that must be left")
 
 

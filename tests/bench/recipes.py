@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ JOBS = ("pocket-monet", "pocket-resolution")
 RECIPES = ("default", "paper", "one-shot", "reward-weighted")
 COLUMNS = {"judge_object": "object", "judge_style": "style", "held_out_reward": "held_out.text_image"}
 OTHERS = {"ood_object": "object_ood", "ood_style": "style_ood"}
+UNSEEN = "evaluation/unseen.json"
 FIGURES = ("diversity", "frechet", "drift")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One run. changes: settings on top of the recipe, for a variant."""
 
@@ -42,6 +44,7 @@ class Task:
     pairs: int
     ood_pairs: int
     measured: tuple[int, ...]
+    unseen: int
     out: Path
 
     @property
@@ -60,7 +63,31 @@ def perform(task: Task) -> Task:
         pass
     numbers = [number for number in task.measured if number <= config.rounds] or None
     compare_rounds(config, task.folder, pairs=task.pairs, ood_pairs=task.ood_pairs, numbers=numbers)
+    if task.unseen and not (task.folder / UNSEEN).is_file():
+        measure_unseen(config, task.folder, task.unseen)
     return task
+
+
+def measure_unseen(config: Any, root: Path, pairs: int) -> None:
+    """The base against the last round on every caption of the world that was not trained: all objects, all styles."""
+    from raft_diffusion.assemble import make_policy, user_settings
+    from raft_diffusion.compare import measure
+    from raft_diffusion.core.prompts import evaluation_draws
+    from raft_diffusion.core.records import Prompt
+    from raft_diffusion.pocket.world import CAPTIONS
+    from raft_diffusion.scales import make_scales
+
+    trained = {prompt.text for prompt in config.train_prompts()}
+    others = [Prompt(text) for text in CAPTIONS if text not in trained]
+    draws = evaluation_draws(others, pairs, seed=config.seed)
+    policy, scales = make_policy(config), make_scales(config)
+    generate = partial(policy.generate, settings=user_settings(config))
+    with policy.base():
+        base, _ = measure(0, generate, [], draws, scales, None)
+    policy.load(root / "lora")
+    tuned, _ = measure(1, generate, [], draws, scales, None)
+    scores = {side: one.scores for side, one in (("base", base), ("tuned", tuned))}
+    (root / UNSEEN).write_text(json.dumps({"captions": [draw.prompt.text for draw in draws], **scores}) + "\n")
 
 
 def pooled(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -91,6 +118,17 @@ def against(tasks: Sequence[Task], others: Sequence[Task]) -> dict[str, Any]:
         )
         pairs[name] = {"difference": statistics.fmean(mine) - statistics.fmean(theirs), "ci95": interval(theirs, mine)}
     return pairs
+
+
+def unseen(tasks: Sequence[Task]) -> dict[str, Any]:
+    """The last round minus the base where nothing was asked for, pooled over the seeds."""
+    found = [json.loads((task.folder / UNSEEN).read_text(encoding="utf-8")) for task in tasks]
+    change: dict[str, Any] = {}
+    for name in ("object", "style"):
+        before, after = ([x for one in found for x in one[side][f"{name}_ood"]] for side in ("base", "tuned"))
+        base, tuned = statistics.fmean(before), statistics.fmean(after)
+        change[name] = {"base": base, "tuned": tuned, "ci95": interval(before, after), "pairs": len(before)}
+    return change
 
 
 def interval(before: Sequence[float], after: Sequence[float]) -> list[float]:
@@ -131,34 +169,56 @@ def show(console: Console, job: str, recipes: dict[str, Any]) -> None:
                 if k in ("judge_object", "judge_style")
             )
             console.print(f"  last round against {other}: {', '.join(parts)}", highlight=False)
+        for what, found in result.get("unseen", {}).items():
+            low, high = (100 * end for end in found["ci95"])
+            line = f"{what} {100 * found['base']:.1f} -> {100 * found['tuned']:.1f} % ({low:+.1f} {high:+.1f})"
+            console.print(f"  captions never trained, all styles, {found['pairs']} pairs: {line}", highlight=False)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one job, one seed, four rounds: under 5 minutes")
+    add("--jobs", nargs="+", default=None, choices=JOBS)
+    add("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES)
+    add("--variant", action="append", default=[], metavar="NAME:KEY=VALUE[;KEY=VALUE]")
+    add("--seeds", nargs="+", type=int, default=None)
+    add("--rounds", type=int, default=None)
+    add("--pairs", type=int, default=None, help="same-seed pairs a seed and round")
+    add("--ood-pairs", type=int, default=None, help="on the job's held-out prompts")
+    add("--unseen", type=int, default=0, help="pairs a seed on all other captions of the world, at the end")
+    add("--measure", nargs="+", type=int, default=[], help="these rounds alone; none: all")
+    add("--workers", type=int, default=multiprocessing.cpu_count())
+    add("--out", type=Path, default=None, help="the runs; a second call goes on there")
+    add("--json", type=Path, default=None)
+    given = parser.parse_args(arguments)
+    given.jobs = given.jobs or (["pocket-resolution"] if given.quick else list(JOBS))
+    given.seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
+    given.rounds = given.rounds or (4 if given.quick else 12)
+    given.pairs = given.pairs or (64 if given.quick else 176)
+    given.out = given.out or Path("runs") / ("recipes-quick" if given.quick else "recipes")
+    return given
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="one job, one seed, four rounds: under 5 minutes")
-    parser.add_argument("--jobs", nargs="+", default=None, choices=JOBS)
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES)
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME:KEY=VALUE[;KEY=VALUE]")
-    parser.add_argument("--seeds", nargs="+", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=None)
-    parser.add_argument("--pairs", type=int, default=None, help="same-seed pairs a seed and round")
-    parser.add_argument("--ood-pairs", type=int, default=None, help="on the prompts that were never trained")
-    parser.add_argument("--measure", nargs="+", type=int, default=[], help="these rounds alone; none: all")
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--out", type=Path, default=None, help="the runs; a second call goes on there")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args(arguments)
-    jobs = given.jobs or (["pocket-resolution"] if given.quick else list(JOBS))
-    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
-    rounds = given.rounds or (4 if given.quick else 12)
-    pairs = given.pairs or (64 if given.quick else 176)
-    out = given.out or Path("runs") / ("recipes-quick" if given.quick else "recipes")
+    given = parse(arguments)
     variants = {name: tuple(rest.split(";")) for name, _, rest in (text.partition(":") for text in given.variant)}
     names = {**dict.fromkeys(given.recipes, ()), **variants}
     tasks = [
-        Task(job, name, changes, seed, rounds, pairs, given.ood_pairs or pairs // 2, tuple(given.measure), out)
-        for seed in seeds
-        for job in jobs
+        Task(
+            job=job,
+            recipe=name,
+            changes=changes,
+            seed=seed,
+            rounds=given.rounds,
+            pairs=given.pairs,
+            ood_pairs=given.ood_pairs or given.pairs // 2,
+            measured=tuple(given.measure),
+            unseen=given.unseen,
+            out=given.out,
+        )
+        for seed in given.seeds
+        for job in given.jobs
         for name, changes in names.items()
     ]
     console = Console(width=180)
@@ -167,19 +227,20 @@ def main(arguments: list[str] | None = None) -> int:
         for done, future in enumerate(as_completed(futures), start=1):
             console.print(f"{done} of {len(tasks)}: {future.result().folder.name}", highlight=False)
     results: dict[str, Any] = {}
-    for job in jobs:
+    for job in given.jobs:
         mine = {name: [task for task in tasks if (task.job, task.recipe) == (job, name)] for name in names}
         results[job] = {
             name: {
-                "seeds": len(seeds),
+                "seeds": len(given.seeds),
                 "rounds": pooled(group),
                 "against": {other: against(group, mine[other]) for other in names if other != name},
+                "unseen": unseen(group) if given.unseen else {},
             }
             for name, group in mine.items()
         }
         show(console, job, results[job])
     if given.json:
-        given.json.write_text(json.dumps({"recipes": results[jobs[0]], "jobs": results}, indent=1) + "\n")
+        given.json.write_text(json.dumps({"recipes": results[given.jobs[0]], "jobs": results}, indent=1) + "\n")
     return 0
 
 
