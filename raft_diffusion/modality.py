@@ -28,9 +28,12 @@ class Modality(Protocol):
     NOUN: what a candidate is, in the plural. ADAPTER: the file of its LoRA. MAY_CHANGE: what a resumed run may change.
     """
 
-    NOUN: str
-    ADAPTER: str
-    MAY_CHANGE: tuple[str, ...]
+    @property
+    def NOUN(self) -> str: ...
+    @property
+    def ADAPTER(self) -> str: ...
+    @property
+    def MAY_CHANGE(self) -> tuple[str, ...]: ...
 
     # before anything is loaded
     def check(self, config: Any) -> None: ...

@@ -66,8 +66,8 @@ def evaluate(
     chosen = [way for way, given in ways.items() if given]
     if isinstance(config, TextConfig) and chosen:
         raise ValueError(
-            f"{chosen[0]} is for runs that make pictures; the evaluation of a run that writes texts holds the curve over "
-            "its rounds"
+            f"{chosen[0]} is for runs that make pictures; the evaluation of a run that writes texts holds the curve "
+            "over its rounds"
         )
     if lora is not None:
         read_lora(find_lora(lora))
