@@ -21,7 +21,7 @@ def read_examples(path: Path) -> list[dict[str, str]]:
     """
     text = read_text(path, what="examples file", advice="give the path of a JSONL file")
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines breaks at characters that a text may hold
         if not line.strip():
             continue
         try:
@@ -40,7 +40,12 @@ def read_examples(path: Path) -> list[dict[str, str]]:
 
 def _is_example(row: Any) -> bool:
     texts = row.keys() & {"prompt", "completion", "answer"} if isinstance(row, dict) else set()
-    return "prompt" in texts and len(texts) > 1 and all(isinstance(row[key], str) for key in texts)
+    return "prompt" in texts and len(texts) > 1 and all(_is_text(row[key]) for key in texts)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that a file can hold: JSON may spell half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def truths(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:

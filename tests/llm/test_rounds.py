@@ -77,7 +77,9 @@ def test_examples_are_read_and_refused_by_line(tmp_path):
     assert truths(rows[1:]) == {"2+2=": "4"}
     with pytest.raises(ValueError, match='no "answer"'):
         truths(rows)
-    for wrong in ('{"prompt": "a"}', '{"prompt": 1, "answer": "b"}', "no"):
+    path.write_text('{"prompt": "a\u2028b\x85c", "answer": "4"}\r\n', encoding="utf-8")
+    assert read_examples(path) == [{"prompt": "a\u2028b\x85c", "answer": "4"}]
+    for wrong in ('{"prompt": "a"}', '{"prompt": 1, "answer": "b"}', '{"prompt": "\\ud800", "answer": "b"}', "no"):
         path.write_text('{"prompt": "1+2=", "answer": "3"}\n' + wrong, encoding="utf-8")
         with pytest.raises(ValueError, match="line 2"):
             read_examples(path)
