@@ -114,7 +114,7 @@ def test_a_student_learns_its_teachers_texts(make_policy, draws, tmp_path):
 
 
 def test_a_student_is_taught_no_end_where_its_teacher_was_cut_off(make_policy):
-    settings = TextSettings(max_new_tokens=60, batch_size=16, temperature=2.0)
+    settings = TextSettings(max_new_tokens=12, batch_size=16, temperature=2.0)
     teacher, student = make_policy(settings=settings), make_policy(seed=2)
     draws = [Draw(Prompt("1+2="), k, k) for k in range(16)]
     end = student.tokenizer.eos_token_id
