@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; `__getattr__` below is 
     from .diffusion.sampler import DiffusionPolicy as DiffusionPolicy
     from .diffusion.sampler import Settings as Settings
     from .diffusion.tuner import DiffusionTuner as DiffusionTuner
+    from .jobs import load_config as load_config
     from .rewards.clip import ClipTower as ClipTower
     from .runs import Run as Run
-    from .runs import load_config as load_config
 
 _HOMES = {
     "core.config": ("Config",),

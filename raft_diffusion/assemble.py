@@ -1,9 +1,7 @@
-"""From a configuration to the concrete objects of a run. Only the command line imports this."""
+"""From a configuration to the concrete objects of a run that makes pictures; a `modality.Modality`."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,13 +10,13 @@ from typing import Any
 from .checks import (
     HELD_OUT_PREFIX,
     TOWERS,
-    check_device,
     check_heads,
     check_tower,
     published,
     ranks_by_log_ratio,
     ranks_by_person,
 )
+from .checks import check as check
 from .core.choices import select_chosen
 from .core.config import Config
 from .core.guard import guard_draws
@@ -27,9 +25,15 @@ from .core.prompts import draw_round
 from .core.records import Draw, Sample
 from .core.select import Select
 from .core.store import RunFolder
-from .guarding import Guard, measure, watch_of
-from .tracking import TRACKED, Trackers
+from .guarding import Guard, held_out_score, measure, watch_of
+from .guarding import verdict_of as verdict_of
+from .process import pick_device
+from .process import prepare as prepare
+from .tracking import TRACKED
 
+Progress = Callable[[str, int, int], None]
+NOUN = "images"
+ADAPTER = "pytorch_lora_weights.safetensors"
 MAY_CHANGE = (
     "rounds",
     "stop_when_flat",
@@ -44,55 +48,22 @@ MAY_CHANGE = (
 )
 
 
-def prepare(threads: int | None) -> int:
-    """Let torch use `threads` CPU threads (None: every core) and the libraries load without bars of their own.
+def outlook(config: Config) -> list[str]:
+    """What to say before a run: what it makes and takes, and what is worth a note."""
+    from .guarding import why_off
+    from .planning.forecast import forecast, this_machine
 
-    Returns the number of threads.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin on cores that others need
-    import diffusers
-    import torch
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    _keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
+    result, unwatched = forecast(config, machine=this_machine()), why_off(config)
+    notes = [*result.notes, *([unwatched] if unwatched else [])]
+    return [result.sentence(), *(f"note: {note}" for note in notes)]
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks for the next tensor; else the kernel clears every one anew (measured: a third of
-    the CPU time of a small loop). Other systems' allocators are left alone."""
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_* of malloc.h
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-        mallopt(option, value)
+def held_out_name(config: Config) -> str | None:
+    """The score of each candidate that never ranks, if there is one."""
+    return held_out_score(config.rewards.held_out) if config.rewards.held_out else None
 
 
-def pick_device(name: str) -> str:
-    """The device of a configuration: "auto" is the first of cuda, mps and cpu that is there.
-
-    Raises ValueError for a device that is unknown, or that this machine or this build of torch does not have.
-    """
-    import torch
-
-    check_device(name)
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, there in has.items() if there)
-    if not has[name.partition(":")[0]]:
-        raise ValueError(f"the device {name!r} is not there, or this torch was built without it; `doctor` says more")
-    return name
-
-
-def make_policy(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+def make_policy(config: Config, progress: Progress | None = None) -> Any:
     """The model of the configuration with the LoRA that learns, set to collect candidates."""
     policy = make_base(config, progress)
     tuning = config.tuning
@@ -107,7 +78,7 @@ def make_policy(config: Config, progress: Callable[[str, int, int], None] | None
     return policy
 
 
-def make_base(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+def make_base(config: Config, progress: Progress | None = None) -> Any:
     """The model of the configuration without any LoRA."""
     from .diffusion import DiffusionPolicy, choose_dtype, load
 
@@ -215,6 +186,11 @@ def make_guard(config: Config, policy: Any, rewards: Sequence[Reward], store: Ru
     return Guard(watch=watch, measure=look, policy=policy, store=store)
 
 
+def run_rewards(config: Config, policy: Any) -> list[Reward]:
+    """Everything that scores the candidates of a run."""
+    return make_rewards(config) + bound_rewards(config, policy)
+
+
 def bound_rewards(config: Config, policy: Any) -> list[Reward]:
     """What scores candidates by the policy itself."""
     if not ranks_by_log_ratio(config.rewards):
@@ -264,16 +240,6 @@ def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: s
     return load_preference(name, source=source, device=device, dtype=choose_dtype("auto", device), prefix=prefix)
 
 
-def make_trackers(config: Config, root: Path) -> Trackers | None:
-    """What logs the run to where the settings say; None where they name nothing."""
-    if not config.trackers:
-        return None
-    from accelerate import PartialState
-
-    PartialState(cpu=pick_device(config.device) == "cpu")
-    return Trackers(config.trackers, name=config.name, root=root)
-
-
 def sample_tracked(config: Config, policy: Any) -> list[Sample]:
     """The same few pictures whenever asked for, as the user would sample them, of the guard's prompts and seeds."""
     draws = guard_draws(config.train_prompts(), config.held_out_prompts(), TRACKED, seed=config.seed)
@@ -285,7 +251,7 @@ def make_select(config: Config) -> Select:
     from .distance import picture_distance
 
     selection = config.selection
-    if ranks_by_person(config.rewards):
+    if ranks_by_person(config.rewards.weights):
         return select_chosen(selection.best)
     return Select(
         weights=config.rewards.weights,
@@ -300,7 +266,7 @@ def make_select(config: Config) -> Select:
     )
 
 
-def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None = None, *, index: int = 1) -> Any:
+def make_tuner(config: Config, progress: Progress | None = None, *, index: int = 1) -> Any:
     """The tuner of round `index`: the later the round, the smaller the steps, where the learning rate decays."""
     from .diffusion import DiffusionTuner
 
@@ -320,6 +286,29 @@ def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None 
         gradient_checkpointing=tuning.gradient_checkpointing,
         progress=progress,
     )
+
+
+def make_sampler(config: Config, policy: Any, progress: Progress | None = None) -> Any:
+    """What candidates come from: the policy that learns."""
+    return policy
+
+
+def begin(config: Config, policy: Any, folder: Path, progress: Progress | None = None) -> None:
+    """Nothing comes before the first round."""
+
+
+def make_codec() -> Any:
+    """How samples lie on disk."""
+    from .diffusion import PictureCodec
+
+    return PictureCodec()
+
+
+def round_draws(config: Config, policy: Any, index: int) -> list[Draw]:
+    """The requests of a round. They are asked for right before they are sampled, so the guidance of the round is set
+    here."""
+    policy.settings = collecting(config, index)
+    return make_draws(config)(index)
 
 
 def make_draws(config: Config) -> Callable[[int], list[Draw]]:
@@ -345,7 +334,9 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .rewards.clip import ClipTower, diversity
     from .scales import make_judge
 
-    by_person = ranks_by_person(config.rewards)  # nobody ranks the evaluation's pictures, so the best of 1 is shown
+    by_person = ranks_by_person(
+        config.rewards.weights
+    )  # nobody ranks the evaluation's pictures, so the best of 1 is shown
     plan = Plan(
         target=config.train_prompts(),
         ood=config.held_out_prompts(),
@@ -384,16 +375,15 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     return result
 
 
-def environment(config: Config, threads: int) -> dict[str, Any]:
-    """What the run runs on: versions and machine, no user or host name."""
-    from importlib.metadata import version
+def is_evaluated(config: Config, result: Mapping[str, Any]) -> bool:
+    """Whether this evaluation is the one that the configuration asks for."""
+    settings = result["settings"]
+    strength = settings.get("lora_scale", 1.0)  # an older version knew no other
+    wanted = config.evaluation.model_dump(exclude={"best_of"} if ranks_by_person(config.rewards.weights) else None)
+    return strength == config.sampling.lora_scale and all(settings[key] == value for key, value in wanted.items())
 
-    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "safetensors")
-    return {
-        "raft_diffusion": version("raft-diffusion"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": pick_device(config.device),
-        "threads": threads,
-        **{name: version(name) for name in packages},
-    }
+
+def show_evaluation(console: Any, result: dict[str, Any]) -> None:
+    from .terminal import show_evaluation as show
+
+    show(console, result)

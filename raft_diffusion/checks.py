@@ -34,7 +34,7 @@ def check(config: Config) -> None:
         lambda: _check_judge(rewards.held_out),
         lambda: _check_guard(config.guard.reward, rewards),
         lambda: check_comparable(rewards.weights, across=across),
-        lambda: _check_trackers(config.trackers),
+        lambda: check_trackers(config.trackers),
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
         lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
     ]
@@ -57,13 +57,13 @@ def published(rewards: Rewards) -> list[str]:
     return [name for name in rewards.weights if name not in own | {LOG_RATIO, HUMAN}]
 
 
-def ranks_by_person(rewards: Rewards) -> bool:
-    return HUMAN in rewards.weights
+def ranks_by_person(weights: Mapping[str, float]) -> bool:
+    return HUMAN in weights
 
 
 def _check_person(config: Config) -> None:
     """A person's choice is no number that could be added to others, or compared with those of another day."""
-    if not ranks_by_person(config.rewards):
+    if not ranks_by_person(config.rewards.weights):
         return
     selection = config.selection
     odd = [f"rewards.weights.{name}" for name in config.rewards.weights if name != HUMAN]
@@ -94,7 +94,7 @@ def _check_held_out(weights: Mapping[str, float]) -> None:
         raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
 
 
-def _check_trackers(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")

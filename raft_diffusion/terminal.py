@@ -43,11 +43,20 @@ class LiveTable:
 
     ranking: the reward whose mean and best are shown; held_out: the one that never ranks, or None.
     guarded: show what the guard sees instead, in every round the same pictures, and first how it began.
+    noun: what a candidate is, in the plural.
     """
 
     def __init__(
-        self, console: Console, *, rounds: int, ranking: str, held_out: str | None, guarded: bool = False
+        self,
+        console: Console,
+        *,
+        rounds: int,
+        ranking: str,
+        held_out: str | None,
+        guarded: bool = False,
+        noun: str = "images",
     ) -> None:
+        self._noun = noun
         self._rounds, self._ranking, self._held_out, self._guarded = rounds, ranking, held_out, guarded
         self._rows: list[tuple[str, ...]] = []
         self._costs: list[float] = []
@@ -121,7 +130,7 @@ class LiveTable:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         heads = ["round", self._ranking, "winners"]
         heads += ["held-out", "diversity"] if self._guarded else ["held-out"] if self._held_out else []
-        for head in [*heads, "loss", "images/s", "time left"]:
+        for head in [*heads, "loss", f"{self._noun}/s", "time left"]:
             table.add_column(clean(head), justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)

@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from .core.records import Sample
+from .process import pick_device
 from .webui import shortened
 
 TRACKED = 8
 """Pictures a round: half of a trained prompt and half of one that is held out, where there is any."""
 PICTURES = "held-out seeds"
 """What the pictures are filed under; a prompt has a row of its own."""
+
+
+def open_trackers(kinds: Sequence[str], root: Path, *, name: str, device: str) -> Trackers | None:
+    """What logs the run `name` in `root` to where its settings say; None where they name nothing."""
+    if not kinds:
+        return None
+    from accelerate import PartialState
+
+    PartialState(cpu=pick_device(device) == "cpu")
+    return Trackers(kinds, name=name, root=root)
 
 
 class Trackers:
@@ -32,7 +43,10 @@ class Trackers:
             self._trackers[kind].start()
 
     def log(self, index: int, samples: Sequence[Sample], metrics: Mapping[str, Any] | None) -> None:
-        """Log pictures and numbers of a round, 0 before the first. metrics: its line of metrics.jsonl, None for 0."""
+        """Log pictures and numbers of a round, 0 before the first. metrics: its line of metrics.jsonl, None for 0.
+
+        samples: of pictures; none of a run that writes texts.
+        """
         import numpy as np
 
         pictures: dict[str, list[Any]] = {}
@@ -45,7 +59,9 @@ class Trackers:
             for name, value in (metrics or {}).get(kind, {}).items()
         }
         for kind, tracker in self._trackers.items():
-            if kind == "tensorboard":  # it takes a stack, and has to be told which axis is what
+            if not pictures:
+                pass
+            elif kind == "tensorboard":  # it takes a stack, and has to be told which axis is what
                 stacks = {title: np.stack(images) for title, images in pictures.items()}
                 tracker.log_images(stacks, step=index, dataformats="NHWC")
             else:

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from raft_diffusion import cli
 from raft_diffusion.core.config import Config
+from raft_diffusion.llm.config import TextConfig
 
 ROOT = Path(__file__).parents[1]
 SMALLER = [
@@ -90,16 +91,20 @@ def workshop(tmp_path_factory):
     """A folder with what the examples speak of: a run, pictures, a reward of one's own."""
     here = tmp_path_factory.mktemp("workshop")
     (here / "my_rewards.py").write_text(python_block("def brightness"), encoding="utf-8")
-    load = Config.load
+    load, load_text = Config.load, TextConfig.load
 
     def smaller(path):
         config = load(path)
         return config.with_overrides([*SMALLER, f"rounds={min(2, config.rounds)}"])
 
+    def smaller_text(path):
+        return load_text(path).with_overrides(["rounds=1", "prompts.per_round=16", "evaluation.prompts=4"])
+
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setattr(Config, "load", smaller)
+        patch.setattr(TextConfig, "load", smaller_text)
         assert run("raft-diffusion train pocket-monet --out runs/mine") == 0
         assert run('raft-diffusion sample "monet style cat" --run runs/mine --count 4 --out pictures') == 0
         shutil.copyfile("runs/mine/lora/pytorch_lora_weights.safetensors", "other.safetensors")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from raft_diffusion import pocket, sd15
 from raft_diffusion.commands.plan import plan
 from raft_diffusion.core.config import Config
+from raft_diffusion.jobs import PRESETS
 from raft_diffusion.planning import memory
 from raft_diffusion.planning.costs import (
     decoder_cost,
@@ -32,7 +33,6 @@ from raft_diffusion.planning.networks import find_networks, find_tiny, find_towe
 from raft_diffusion.planning.parts import find_parts, number_width
 from raft_diffusion.planning.speed import Measured, card_speed
 from raft_diffusion.planning.walk import Walk
-from raft_diffusion.runs import PRESETS
 from raft_diffusion.webui import SCHEDULERS
 
 ATTENTION = ("attention",)

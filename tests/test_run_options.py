@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from raft_diffusion import Run, cli, load_config, runs
+from raft_diffusion import Run, cli, load_config
+from raft_diffusion.planning import forecast
 from raft_diffusion.planning.machine import Machine
 
 TINY = """
@@ -117,7 +118,7 @@ def test_a_run_from_python_is_the_command_lines_run(here):
 
 def test_a_card_that_lies_idle_is_mentioned(here, capsys, monkeypatch):
     machine = Machine(cores=2, memory=2**34, card="NVIDIA GeForce RTX 3060", card_memory=12 * 2**30, torch_cuda=None)
-    monkeypatch.setattr(runs, "this_machine", lambda: machine)
+    monkeypatch.setattr(forecast, "this_machine", lambda: machine)
     command("train", "tiny.toml", "--out", "run", "--set", "rounds=1", "--set", "device=auto")
     out = capsys.readouterr().out
     assert "RTX 3060" in out

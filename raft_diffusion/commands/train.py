@@ -59,9 +59,9 @@ def train(
 
     Example: raft-diffusion train pocket-monet --reward human --out runs/my-eye
     """
-    from .. import runs
+    from .. import jobs, runs
 
-    resolved = runs.load_config(
+    resolved = jobs.load_config(
         config,
         model=model,
         revision=revision,
@@ -78,4 +78,4 @@ def train(
         changes=changes or [],
     )
     with collected(json_file) as numbers:
-        numbers.update(runs.finish_run(resolved, out or runs.default_folder(resolved), make_console(json_file)))
+        numbers.update(runs.finish_run(resolved, out or jobs.default_folder(resolved), make_console(json_file)))

@@ -25,13 +25,13 @@ from typing import Any, Protocol
 
 from .choices import FILE as CHOICES
 from .choices import HUMAN
-from .config import Config
 from .files import write_atomically
 from .guard import Look
 from .looks import figures, write_look
 from .loop import group
 from .records import Group, Round, Sample, Scored, Selection, Winner
 from .rows import METADATA, checked, expect, is_integer, is_numbers, read_object, read_rows, to_draw, to_row
+from .settings import Settings
 
 TUNER_BATCH = ("tuning.batch_size", "tuning.gradient_accumulation")
 
@@ -56,7 +56,7 @@ class RunFolder:
         root: Path,
         *,
         codec: Codec,
-        config: Config,
+        config: Settings,
         environment: Mapping[str, Any],
         may_change: Iterable[str] = (),
     ) -> RunFolder:
@@ -80,7 +80,7 @@ class RunFolder:
         return store
 
     @staticmethod
-    def check(root: Path, *, config: Config, may_change: Iterable[str] = ()) -> int:
+    def check(root: Path, *, config: Settings, may_change: Iterable[str] = ()) -> int:
         """Whether `open` would start or resume a run here; writes nothing. Returns how many rounds are complete.
 
         may_change: dotted keys, or whole sections, that may differ from the run's own configuration. The two sizes of
@@ -105,7 +105,7 @@ class RunFolder:
             raise ValueError(f"the run folder {root} cannot be written: {place} is closed to you; give another folder")
         path = root / "config.toml"
         if path.exists():
-            before = Config.load(path)
+            before = type(config).load(path)
             _refuse_gap(root)
             if _completed(root) or waiting_folder(root, 1).is_dir():
                 _refuse_changes(before, config, tuple(may_change), root)
@@ -325,7 +325,7 @@ def _stored_round(folder: Path, index: int) -> StoredRound:
     return StoredRound(index, groups, frozenset(winners), ranks)
 
 
-def _refuse_changes(old: Config, new: Config, may_change: tuple[str, ...], root: Path) -> None:
+def _refuse_changes(old: Settings, new: Settings, may_change: tuple[str, ...], root: Path) -> None:
     before, after = old.flat(), new.flat()
     allowed = {key for key in after if any(key == name or key.startswith(f"{name}.") for name in may_change)}
     changed = [key for key in after if key not in allowed and before.get(key) != after[key]]

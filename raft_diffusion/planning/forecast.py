@@ -286,7 +286,7 @@ def _card_name(device: str, machine: Machine) -> str:
 
 def _notes(config: Config, machine: Machine, device: str) -> list[str]:
     notes = []
-    if ranks_by_person(config.rewards):
+    if ranks_by_person(config.rewards.weights):
         notes.append("you rank every round: the time that you take to choose is not counted")
     if config.rewards.custom:
         notes.append("reward functions of your own are not counted")

@@ -23,6 +23,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..llm.config import KIND
 from ..pocket.objects import OBJECTS
 from ..webui import shortened
 from .charts import Chart, chart
@@ -43,11 +44,16 @@ BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u
 def write_report(run: Path, *, refresh: int | None = None, thumbnails: Thumbnails | None = None) -> Path:
     """Write RUN/report.html, one page that needs no other file, and return its path.
 
-    Reads nothing but the run folder. refresh: seconds after which the page loads itself again, None for never.
+    Reads nothing but the run folder; `llm.report` has the page of a run that writes texts, which loads itself never.
+    refresh: seconds after which the page loads itself again, None for never.
     thumbnails: kept between pages of one run, so that no picture is opened twice.
     Raises ValueError when `run` is no run folder.
     """
     run = Path(run)
+    if Reader(run).toml("config.toml").get("kind") == KIND:
+        from ..llm.report import write_report as write_text_report
+
+        return write_text_report(run)
     if not any((run / name).exists() for name in ("config.toml", "metrics.jsonl", "rounds", "evaluation")):
         raise ValueError(f"{run} is no run folder: it holds no config.toml, metrics.jsonl, rounds or evaluation")
     pages = Environment(

@@ -66,7 +66,7 @@ def read_use(
     sampling = {**table(config.get("sampling")), **evaluated}
     stem = default_stem(str(config.get("name", reader.name)), None, is_pocket=is_pocket)
     scale = sampling.get("lora_scale")
-    weight = f"{float(scale):g}" if is_number(scale) else "1"
+    weight = f"{scale:g}" if is_number(scale) else "1"
     file = f"{stem}.safetensors"
     return Use(
         is_pocket=is_pocket,

@@ -15,9 +15,9 @@ from raft_diffusion.core.overrule import ids_of, overruled, set_aside, what_foll
 from raft_diffusion.core.records import Draw, Group, Prompt, Sample, Scored
 from raft_diffusion.core.select import Select
 from raft_diffusion.core.store import complete_rounds, round_folder, stored_round, stored_rounds, waiting_round
+from raft_diffusion.jobs import load_config
 from raft_diffusion.review.desk import Desk
 from raft_diffusion.rewards import check_names
-from raft_diffusion.runs import load_config
 
 TOYS = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "toys.py")))
 GROUPS = (("a", "b", "c"), ("d", "e", "f"))
