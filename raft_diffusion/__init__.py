@@ -38,8 +38,9 @@ _HOMES = {
     "diffusion.pictures": ("PictureCodec",),
     "diffusion.sampler": ("DiffusionPolicy", "Settings"),
     "diffusion.tuner": ("DiffusionTuner",),
+    "jobs": ("load_config",),
     "rewards.clip": ("ClipTower",),
-    "runs": ("Run", "load_config"),
+    "runs": ("Run",),
 }
 
 

@@ -289,8 +289,17 @@ def make_tuner(config: Config, progress: Progress | None = None, *, index: int =
 
 
 def make_sampler(config: Config, policy: Any, progress: Progress | None = None) -> Any:
-    """What candidates come from: the policy that learns."""
-    return policy
+    """What candidates come from: the policy that learns, and the base where the settings ask for it."""
+    share = config.sampling.base_share
+    if not share:
+        return policy
+    from .fresh import FreshPolicy
+
+    def from_base(draws: Sequence[Draw]) -> list[Sample]:
+        with policy.base():
+            return policy.generate(draws, settings=collecting(config))
+
+    return FreshPolicy(policy, from_base=from_base, share=share)
 
 
 def begin(config: Config, policy: Any, folder: Path, progress: Progress | None = None) -> None:

@@ -67,7 +67,8 @@ def test_one_shot_samples_and_tunes_as_much_as_the_rounds_do(job):
     ("changes", "sampling", "tuning"),
     [
         (["sampling.collect_guidance_scale=none"], 20 * 2 * 3, 3 * 2),  # at the user's guidance 1 one a step
-        (["sampling.collect_guidance_decay=0"], 20 * 2 * (2 + 1 + 1), 3 * 2),  # guided in round 1 alone
+        (["sampling.collect_guidance_decay=0"], 20 * 2 * 2 + 2 * (15 * 2 * 2 + 5 * 2), 3 * 2),  # 3 of 4 are the base's
+        (["sampling.collect_guidance_decay=0", "sampling.base_share=0"], 20 * 2 * (2 + 1 + 1), 3 * 2),
         (["tuning.anti_drift=0.5"], 20 * 2 * 2 * 3, 3 * 2 * 2),  # the base looks, too
         (["tuning.gradient_accumulation=4"], 20 * 2 * 2 * 3, 3 * 8),
         (["sampling.scheduler=Heun"], 20 * 3 * 2 * 3, 3 * 2),  # the last step looks once

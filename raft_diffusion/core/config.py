@@ -87,6 +87,9 @@ class Sampling(Section):
         1.0,
         description="what every round leaves of the candidates' guidance above 1; 0: guided in round 1 alone",
     )
+    base_share: Share = Field(
+        0.0, description="share of the contests drawn from the base, at round 1's guidance, so that data stay fresh"
+    )
     eta: Share = Field(0.0, description="noise that DDIM or TCD adds at every step, for candidates alone")
     noise_scale: float = Field(
         1.0, gt=0, description="deviation of a candidate's initial latent, relative to the scheduler's"

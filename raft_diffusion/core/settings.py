@@ -162,7 +162,7 @@ def _sound(kind: type[BaseModel], name: str, values: dict[str, Any]) -> Any:
 
 def _explain(problem: Any, kind: type[BaseModel], entry: type[Section] | None, hidden: Sequence[str]) -> str:
     """One mistake in words; an unknown key gets its nearest known names."""
-    location = [part for part in problem["loc"] if part not in hidden]
+    location = [part for part in problem["loc"] if part not in hidden] or list(problem["loc"])
     key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
         known: Any = kind
