@@ -162,6 +162,7 @@ def test_a_server_that_is_killed_loses_no_choice(browser, tmp_path):
     process, address = serve(run)
     try:
         with opened(browser, address) as page:
+            done(page, "0 of 3 done")
             page.keyboard.press("2")
             page.wait_for_selector("li.chosen:nth-child(2)")
             page.keyboard.press("Enter")
