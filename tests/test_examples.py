@@ -106,6 +106,7 @@ def workshop(tmp_path_factory):
         patch.setattr(Config, "load", smaller)
         patch.setattr(TextConfig, "load", smaller_text)
         assert run("raft-diffusion train pocket-monet --out runs/mine") == 0
+        assert run("raft-diffusion train pocket-monet --recipe one-shot --out runs/one-shot") == 0
         assert run('raft-diffusion sample "monet style cat" --run runs/mine --count 4 --out pictures') == 0
         shutil.copyfile("runs/mine/lora/pytorch_lora_weights.safetensors", "other.safetensors")
         yield here

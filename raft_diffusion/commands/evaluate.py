@@ -56,7 +56,7 @@ def evaluate(
 
     Example: raft-diffusion evaluate runs/mine --each-round --steps 6,12 --pairs 16
 
-    Example: raft-diffusion evaluate runs/mine --beside runs/one-shot --beside runs/paper
+    Example: raft-diffusion evaluate runs/mine --beside runs/one-shot
     """
     from .. import jobs, runs
     from ..lora.file import find_lora, read_lora
