@@ -38,6 +38,11 @@ def check(config: Config) -> None:
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
         lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
     ]
+    run_all(checks)
+
+
+def run_all(checks: Sequence[Callable[[], object]]) -> None:
+    """Run each; raises one ValueError with the sentences of all that did."""
     problems = []
     for run in checks:
         try:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checks import check_device, check_trackers
+from ..checks import check_device, check_trackers, run_all
 from ..rewards import split_custom
 from . import data, pocket
 from .config import EXACT, TextConfig
@@ -28,14 +28,7 @@ def check(config: TextConfig) -> None:
         lambda: tuning.examples and read_examples(Path(tuning.examples)),
         lambda: config.teacher_lora and _check_lora(Path(config.teacher_lora)),
     ]
-    problems = []
-    for run in checks:
-        try:
-            run()
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
+    run_all(checks)
 
 
 def check_model(name: str) -> None:

@@ -29,16 +29,6 @@ CONFIG, Page, make_evaluation, make_round = RUNS.CONFIG, RUNS.Page, RUNS.make_ev
 paint, row, write = RUNS.paint, RUNS.row, RUNS.write
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return RUNS.make_whole(tmp_path_factory.mktemp("runs") / "monet")
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "monet")
-
-
 def test_a_whole_run_says_its_result_first(run: Path) -> None:
     page = Page(run)
     assert (

@@ -20,16 +20,6 @@ CONFIG, Page, make_evaluation, make_round = RUNS.CONFIG, RUNS.Page, RUNS.make_ev
 paint, row, write = RUNS.paint, RUNS.row, RUNS.write
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return RUNS.make_whole(tmp_path_factory.mktemp("runs") / "monet")
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "monet")
-
-
 def test_words_of_users_stay_words(tmp_path: Path) -> None:
     run, evil = tmp_path / "<i>run", "<script>alert(1)</script>\"' onload=x"
     write(run / "metrics.jsonl", make_round(run, 1, text=evil) | {"mean": {"<b>": 1.0}, "figures": {"<u>": 1.0}})

@@ -33,16 +33,6 @@ def browser():
         yield opened
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return RUNS.make_whole(tmp_path_factory.mktemp("runs") / "monet")
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "monet")
-
-
 def show(browser, run: Path, **context):
     """The report in a fresh window that goes nowhere; what the page complains of is collected in `page.faults`."""
     page = browser.new_context(offline=True, **context).new_page()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +15,6 @@ from raft_diffusion.report.result import headline, read_measures, signed, writte
 RUNS = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("report_runs.py"))))
 CONFIG, Page, make_evaluation, make_round = RUNS.CONFIG, RUNS.Page, RUNS.make_evaluation, RUNS.make_round
 paint, row, write = RUNS.paint, RUNS.row, RUNS.write
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return RUNS.make_whole(tmp_path_factory.mktemp("runs") / "monet")
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "monet")
 
 
 @pytest.mark.parametrize(
