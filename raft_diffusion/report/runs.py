@@ -8,7 +8,7 @@ from typing import Any
 
 from ..planning.forecast import clock
 from .reader import Reader
-from .result import Measure, signed
+from .result import Measure
 
 FILE = "evaluation/beside.json"
 JUDGED = ("object", "style")
@@ -65,7 +65,7 @@ def _view(row: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, 
         kind, (low, high) = "judge" if score in JUDGED else "reward", (float(end) for end in found["ci95"])
         measures[score] = Measure(kind, score, before, before, float(found["mean"]), low, high, pairs)
     behind = {
-        score: _points(score, found["difference"], *found["ci95"])
+        score: _ahead(score, found["difference"], *found["ci95"], pairs)
         for score, found in result["against"].get(name, {}).items()
         if score in shown
     }
@@ -74,15 +74,16 @@ def _view(row: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, 
         kept=int(row.get("kept", 0)),
         rounds=int(row.get("rounds", 0)),
         evaluations=int(spent["sampling"]) + int(spent["tuning"]),
-        took="" if row["seconds"] is None else clock(float(row["seconds"])),
+        took=clock(float(row["seconds"])) if row["seconds"] else "",
         measures=measures,
         behind=behind,
         wins=result["win_count"]["wins"].get(name),
     )
 
 
-def _points(score: str, difference: float, low: float, high: float) -> str:
-    """Such as "+6.2 points (+2.1 to +10.4)"."""
-    unit, word = (100.0, " points") if score in JUDGED else (1.0, "")
-    of, start, end = (signed(float(f"{unit * float(value):.3g}")) for value in (difference, low, high))
-    return f"{of}{word} ({start} to {end})"
+def _ahead(score: str, difference: float, low: float, high: float, pairs: int) -> str:
+    """Such as "+6 points (+2 to +10)"."""
+    kind = "judge" if score in JUDGED else "reward"
+    m = Measure(kind, score, 0.0, 0.0, float(difference), float(low), float(high), pairs)
+    unit = " points" if kind == "judge" else ""
+    return f"{m.change(m.difference)}{unit} ({m.change(m.low)} to {m.change(m.high)})"

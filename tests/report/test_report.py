@@ -288,7 +288,7 @@ def test_runs_side_by_side_are_shown_and_damage_is_a_note(run):
     page, words = write_report(run).read_text(encoding="utf-8"), Page(run).words
     assert "Runs side by side: 64 pictures of each" in words
     assert "mine round 3 of 4 75 %" in words and "4,600 2 min 30 s" in words
-    assert "mine minus this: +25 points (+12.5 to +37.5)" in words
+    assert "mine minus this: +25 points (+12 to +38)" in words
     assert "<b>other</b>" not in page and "&lt;b&gt;other&lt;/b&gt;" in page
     place.write_text('{"settings": {}, "rows": [3]}')
     assert "evaluation/beside.json is damaged and was left out." in Page(run).words
