@@ -28,12 +28,13 @@ Measure = Callable[[Sequence[Draw]], tuple[Sequence[float], Sequence[float]]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """What every look of a run is made of. model: the tower or the preference model that judges; judge: the same with
-    all that may change in a run; reward: its score's name."""
+    all that may change in a run; reward: its score's name; others: the ids of the prompts that are not trained."""
 
     model: str
     judge: str
     reward: str
     draws: tuple[Draw, ...]
+    others: frozenset[str]
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -57,12 +58,13 @@ def watch_of(config: Config) -> Watch | None:
         model = CARRIED
     if model is None or not guard.enabled:
         return None
-    strength = config.sampling.lora_scale
+    strength, others = config.sampling.lora_scale, config.held_out_prompts()
     return Watch(
         model=model,
         judge=model if strength == 1 else f"{model}, LoRA at {strength:g}",
         reward=held_out_score(model),
-        draws=tuple(guard_draws(config.train_prompts(), config.held_out_prompts(), guard.pairs, seed=config.seed)),
+        draws=tuple(guard_draws(config.train_prompts(), others, guard.pairs, seed=config.seed)),
+        others=frozenset(prompt.id for prompt in others),
     )
 
 
@@ -88,6 +90,8 @@ class Limits(Protocol):
     def max_drop(self) -> float: ...
     @property
     def min_diversity(self) -> float: ...
+    @property
+    def max_forgotten(self) -> float: ...
 
 
 def last_verdict(watch: Watch | None, limits: Limits, root: Path, *, rounds: int, done: int) -> Verdict | None:
@@ -98,7 +102,14 @@ def last_verdict(watch: Watch | None, limits: Limits, root: Path, *, rounds: int
     looks = [look for index in range(done + 1) if (look := read_look(root, index)) is not None and watch.made(look)]
     if len(looks) <= done:
         return None
-    return judge(looks, rounds=rounds, max_drop=limits.max_drop, min_diversity=limits.min_diversity)
+    return judge(
+        looks,
+        rounds=rounds,
+        max_drop=limits.max_drop,
+        min_diversity=limits.min_diversity,
+        max_forgotten=limits.max_forgotten,
+        others=watch.others,
+    )
 
 
 def measure(

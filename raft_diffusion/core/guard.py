@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .records import Draw, Prompt, derive_seed
@@ -81,13 +81,29 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """The mean score on prompts that are not trained: at the start and now, the change with its interval, and by how
+    much it may fall for certain."""
+
+    start: float
+    now: float
+    change: Interval
+    allowed: float
+
+    @property
+    def forgot(self) -> bool:
+        return self.change.high < -self.allowed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The last look beside those before it.
 
     best: the earlier one of the highest score; change: of the score, from it to `look`.
     varied: the most diverse of the earlier ones that scored about as well; share: what is left of its diversity. None
-    and 1 where none did. Both intervals are at `level`.
-    fell, alike: whether the run must stop, for its score or for its diversity.
+    and 1 where none did. elsewhere: the prompts that are not trained, None where there are none. All intervals are at
+    `level`.
+    fell, alike, forgot: whether the run must stop, for its score, its diversity, or what it lost elsewhere.
     keep: the round whose adapter is the result, were the run to end here.
     """
 
@@ -96,14 +112,16 @@ class Verdict:
     change: Interval
     varied: Look | None
     share: Interval
+    elsewhere: Elsewhere | None
     level: float
     fell: bool
     alike: bool
+    forgot: bool
     keep: int
 
     @property
     def fired(self) -> bool:
-        return self.fell or self.alike
+        return self.fell or self.alike or self.forgot
 
     @property
     def sentence(self) -> str:
@@ -122,8 +140,15 @@ class Verdict:
             f"{_when(self.varied.round if self.varied else 0)} is left, which scored about as well "
             f"({level}: {100 * self.share.low:.0f} to {100 * self.share.high:.0f} %)"
         )
-        both = [words for words, holds in ((what, self.fell), (left, self.alike)) if holds]
-        return f"{here}: {'; '.join(both)}: stopped; {_kept(self.keep)}"
+        lost = ""
+        if self.elsewhere is not None:
+            lost = (
+                f"prompts that are not trained fell from {_number(self.elsewhere.start)} (the start) to "
+                f"{_number(self.elsewhere.now)}, more than chance allows ({level} of the change: "
+                f"{_number(self.elsewhere.change.low)} to {_number(self.elsewhere.change.high)})"
+            )
+        said = [words for words, holds in ((what, self.fell), (left, self.alike), (lost, self.forgot)) if holds]
+        return f"{here}: {'; '.join(said)}: stopped; {_kept(self.keep)}"
 
 
 def guard_draws(train: Sequence[Prompt], held_out: Sequence[Prompt], count: int, *, seed: int) -> list[Draw]:
@@ -146,18 +171,30 @@ def guard_draws(train: Sequence[Prompt], held_out: Sequence[Prompt], count: int,
     return draws
 
 
-def judge(looks: Sequence[Look], *, rounds: int, max_drop: float, min_diversity: float) -> Verdict:
+def judge(
+    looks: Sequence[Look],
+    *,
+    rounds: int,
+    max_drop: float,
+    min_diversity: float,
+    max_forgotten: float = math.inf,
+    others: Collection[str] = (),
+) -> Verdict:
     """The last look against those before it, round 0 among them.
 
     looks: of rounds 0, 1, 2, ...; at least two, measured alike, with 3 draws of each prompt or more.
-    rounds: how many looks the run plans. Each gets an equal part of ALPHA, divided between its two questions
-        (Bonferroni), which are both asked of one end of an interval: their level is 1 - ALPHA / rounds.
+    rounds: how many looks the run plans. Each gets an equal part of ALPHA, divided between its q questions
+        (Bonferroni), which are all asked of one end of an interval: their level is 1 - 2 ALPHA / (q x rounds).
     max_drop: how far the score may fall for certain below the best one, in standard deviations of that one's scores
         within a prompt. The score has fallen where the whole interval of its change lies below that. It is what keeps
         the guard still: the best of many rounds was lucky, too, and a model goes up and down a little.
     min_diversity: the share of the diversity that must be left. Too little is left where the whole interval of that
         share lies below it. Only rounds that scored about as well count, none lower by more than max_drop: wrong
         samples vary too, and a run that learns to draw what is asked for loses their variety, and rightly.
+    others: the ids of the prompts that are not trained. A run that gains on its own prompts may lose them, and the mean
+        over both hides it; where there are others, they are the third question.
+    max_forgotten: how far their score may fall for certain below the start, in the deviations of `max_drop`. A run may
+        pay a little elsewhere for what it gains; 0.8 is what Cohen (1988) calls a large effect.
 
     The draws are fixed, so the score's change is a paired bootstrap over them; the share's interval is a jackknife
     (Efron and Tibshirani 1993, ch. 11), as a bootstrap would draw samples twice and count their distance of 0.
@@ -166,15 +203,21 @@ def judge(looks: Sequence[Look], *, rounds: int, max_drop: float, min_diversity:
 
     look, before = looks[-1], looks[:-1]
     best = max(before, key=lambda earlier: earlier.score)
-    level, margin = 1 - ALPHA / rounds, max_drop * _spread(best)
+    there = [place for place, name in enumerate(look.draws) if _prompt(name) in others]
+    level, margin = 1 - 2 * ALPHA / ((3 if there else 2) * rounds), max_drop * _spread(best)
     change = _change(best, look, level)
     as_good = [earlier for earlier in before if earlier.score >= look.score - margin]
     varied = max(as_good, key=lambda earlier: earlier.diversity, default=None)
     share = Interval(1.0, 1.0, 1.0) if varied is None else _share_left(varied, look, level)
     fell, alike = change.high < -margin, share.high < min_diversity
     trained = [earlier for earlier in before if earlier.round > 0]
+    seen = [_elsewhere(looks[0], later, there, level, max_forgotten) for later in (look, *trained)] if there else []
+    forgot = bool(seen) and seen[0].forgot
+    if forgot:
+        lasting = zip(trained, seen[1:], strict=True)
+        trained = [earlier for earlier, other in lasting if other.change.mean >= -other.allowed]
     keep = look
-    if fell or alike:
+    if fell or alike or forgot:
         keep = max(trained, key=lambda earlier: earlier.score, default=looks[0])
     elif best.round > 0 and change.high < 0:  # a small fall, and still a sure one
         keep = best
@@ -184,9 +227,11 @@ def judge(looks: Sequence[Look], *, rounds: int, max_drop: float, min_diversity:
         change=change,
         varied=varied,
         share=share,
+        elsewhere=seen[0] if seen else None,
         level=level,
         fell=fell,
         alike=alike,
+        forgot=forgot,
         keep=keep.round,
     )
 
@@ -211,11 +256,28 @@ def _change(before: Look, after: Look, level: float) -> Interval:
     return paired_bootstrap(before.scores, after.scores, seed=seed, level=level)
 
 
+def _elsewhere(start: Look, later: Look, places: Sequence[int], level: float, max_forgotten: float) -> Elsewhere:
+    before, now = (_part(look, places) for look in (start, later))
+    change, allowed = _change(before, now, level), max_forgotten * _spread(before)
+    return Elsewhere(start=before.score, now=now.score, change=change, allowed=allowed)
+
+
+def _part(look: Look, places: Sequence[int]) -> Look:
+    """A look at some of its draws alone."""
+    draws, scores, distances = (tuple(row[i] for i in places) for row in (look.draws, look.scores, look.distances))
+    return replace(look, draws=draws, scores=scores, distances=distances)
+
+
+def _prompt(draw: str) -> str:
+    """A draw's id is its prompt's, and its number."""
+    return draw.rpartition("-")[0]
+
+
 def _members(look: Look) -> list[list[int]]:
-    """The places of each prompt's draws; a draw's id is its prompt's, and its number."""
+    """The places of each prompt's draws."""
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(look.draws):
-        groups.setdefault(name.rpartition("-")[0], []).append(place)
+        groups.setdefault(_prompt(name), []).append(place)
     return list(groups.values())
 
 

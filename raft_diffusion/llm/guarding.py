@@ -21,13 +21,15 @@ def watch_of(config: TextConfig) -> Watch | None:
     guard = config.guard
     if guard.reward is None or not guard.enabled:
         return None
-    draws = guard_draws(data.train_prompts(config), data.held_out_prompts(config), guard.samples, seed=config.seed)
+    others = data.held_out_prompts(config)
+    draws = guard_draws(data.train_prompts(config), others, guard.samples, seed=config.seed)
     temperature = config.evaluation.temperature or config.sampling.temperature
     return Watch(
         model=guard.reward,
         judge=f"{guard.reward}, temperature {temperature:g}",
         reward=EXACT if guard.reward == EXACT else HELD_OUT,
         draws=tuple(draws),
+        others=frozenset(prompt.id for prompt in others),
     )
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 JOBS = ("pocket-monet", "pocket-resolution")
 ROUNDS = 8
-WATCH_ONLY = ("guard.max_drop=1000", "guard.min_diversity=0")
+WATCH_ONLY = ("guard.max_drop=1000", "guard.max_forgotten=1000", "guard.min_diversity=0")
 HACKS = {
     "compressibility": ("rewards.weights={ compressibility = 1.0 }",),
     "clip": ("rewards.weights={ text_image = 1.0 }",),  # and few prompts, and ten times the learning rate
@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", choices=("provoke", "calm"))
     parser.add_argument("--jobs", nargs="+", default=JOBS, choices=JOBS)
+    parser.add_argument("--hacks", nargs="+", default=list(HACKS), choices=HACKS, help="to provoke with")
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="default: 0 to provoke, 0 to 9 for calm")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     parser.add_argument(
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args(arguments)
-    hacks = list(HACKS) if given.what == "provoke" else [None]
+    hacks = given.hacks if given.what == "provoke" else [None]
     seeds = given.seeds or ([0] if given.what == "provoke" else list(range(10)))
     tasks = [Task(job=job, hack=h, seed=seed, out=given.out) for seed in seeds for job in given.jobs for h in hacks]
     console, outcomes = Console(width=160), []

@@ -124,6 +124,57 @@ def test_what_is_kept(shifts, best, fired, keep):
     assert (found.best.round, found.fired, found.keep) == (best, fired, keep)
 
 
+# --- prompts that are not trained ------------------------------------------------------------------------------------
+
+OTHER = frozenset({"1"})  # of the two prompts, "0" and "1"
+
+
+def shifted(index: int, trained: float, other: float) -> Look:
+    return a_look(index, [score + (trained if place < 4 else other) for place, score in enumerate(BASE)])
+
+
+def elsewhere(*looks: Look, max_forgotten: float = 0.25) -> Verdict:
+    return judge(looks, rounds=ROUNDS, max_drop=0.25, min_diversity=0.5, max_forgotten=max_forgotten, others=OTHER)
+
+
+def test_a_gain_on_its_own_prompts_does_not_hide_what_a_run_forgot():
+    """The margin is that of one prompt's four scores: 0.25 x sqrt(5 / 3)."""
+    margin = 0.25 * math.sqrt(5 / 3)
+    for fall, fired in ((margin + 1e-6, True), (margin - 1e-6, False)):
+        found = elsewhere(shifted(0, 0, 0), shifted(1, 10, -fall))
+        assert (found.fell, found.alike, found.forgot, found.fired) == (False, False, fired, fired)
+        assert found.elsewhere is not None and found.elsewhere.change.mean == pytest.approx(-fall)
+    assert not verdict([shifted(0, 0, 0), shifted(1, 10, -5)]).fired  # without others nobody asks
+
+
+def test_what_is_not_trained_is_compared_with_the_start_and_not_with_the_best():
+    assert not elsewhere(shifted(0, 0, 0), shifted(1, 0, 5), shifted(2, 5, 1)).forgot
+    assert elsewhere(shifted(0, 0, 0), shifted(1, 0, 5), shifted(2, 10, -1)).forgot
+
+
+@pytest.mark.parametrize(
+    ("shifts", "keep"),
+    [
+        (((0, 0), (9, -2)), 0),  # no other round
+        (((0, 0), (2, 0), (9, -2)), 1),
+        (((0, 0), (2, 0), (3, 0), (9, -2)), 2),
+        (((0, 0), (9, -0.3), (9, -2)), 1),  # a little less elsewhere, and allowed
+    ],
+)
+def test_a_round_that_forgot_is_not_kept(shifts, keep):
+    found = elsewhere(*(shifted(index, *shift) for index, shift in enumerate(shifts)))
+    assert (found.forgot, found.keep) == (True, keep)
+
+
+def test_three_questions_share_the_level_and_the_sentence_says_which_was_answered():
+    found = elsewhere(shifted(0, 0, 0), shifted(1, 10, -2))
+    assert found.level == pytest.approx(1 - 2 * ALPHA / (3 * ROUNDS))
+    assert found.sentence == (
+        "round 1: prompts that are not trained fell from 12.5 (the start) to 10.5, more than chance allows "
+        "(99.72 % interval of the change: -2 to -2): stopped; no round was good: the result is what it started from"
+    )
+
+
 # --- the diversity ----------------------------------------------------------------------------------------------------
 
 
