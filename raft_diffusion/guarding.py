@@ -78,14 +78,18 @@ def why_off(config: Config) -> str | None:
 
 def verdict_of(config: Config, root: Path, done: int) -> Verdict | None:
     """The judgement of the last of `done` rounds, from the looks that lie in `root`; None where one is missing."""
-    watch = watch_of(config)
-    if watch is None or not done:
-        return None
-    looks = [look for index in range(done + 1) if (look := read_look(root, index)) is not None and watch.made(look)]
-    if len(looks) <= done:
+    looks = looks_of(config, root, done)
+    if not done or len(looks) <= done:
         return None
     guard = config.guard
     return judge(looks, rounds=config.rounds, max_drop=guard.max_drop, min_diversity=guard.min_diversity)
+
+
+def looks_of(config: Config, root: Path, done: int) -> list[Look]:
+    """What the guard of these settings saw at the start and after each of `done` rounds, as far as it was stored."""
+    watch = watch_of(config)
+    found = [read_look(root, index) for index in range(done + 1)]
+    return [look for look in found if look is not None and watch is not None and watch.made(look)]
 
 
 def measure(

@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +16,24 @@ from typing import TYPE_CHECKING, Any
 from . import recipes
 from .commands.options import file_of
 from .core.config import Config
-from .core.guard import Look, Verdict
+from .core.guard import Look, Verdict, curve
 from .core.looks import forget_ending, read_ending, read_look
-from .core.loop import raft
+from .core.loop import raft, score
 from .core.prompts import find_prompts
-from .core.records import Draw, Round, Winner
+from .core.records import Draw, Prompt, Round, Sample, Scored, Winner
 from .core.stop import is_flat
 from .core.store import RunFolder, read_metrics
 from .core.timing import write_seconds
 from .core.toml import format_value
-from .guarding import held_out_score, verdict_of, watch_of, why_off
+from .guarding import held_out_score, looks_of, verdict_of, watch_of, why_off
 from .lora.file import lora_name
 from .lora.start import agree_with_lora
 from .planning.forecast import forecast, this_machine
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from .core.stats import Interval
 
 Progress = Callable[[str, int, int], None]
 PRESETS = Path(__file__).parent / "presets"
@@ -111,14 +114,18 @@ class Run:
     """A run with its models loaded: `for round_ in run.rounds(): ...`, then `run.evaluate()`.
 
     Whatever can be refused is refused before anything is written into `folder`; an interrupted run goes on.
+    folder: where everything is kept; without one it is runs/<name>-<hash>, the same for the same settings.
     progress: called with (stage, done, total); stages are "sample", "tune", "guard" and "evaluate".
     Raises ValueError for settings, a folder, a model or a reward that cannot be used.
     """
 
-    def __init__(self, config: Config, folder: Path | str, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self, config: Config, folder: Path | str | None = None, *, progress: Progress | None = None
+    ) -> None:
         from . import assemble, checks
 
-        self.config, self.folder, self._progress = config, Path(folder), progress
+        self.config, self._progress = config, progress
+        self.folder = default_folder(config) if folder is None else Path(folder)
         self._stage: str | None = None  # what sampling is for, where it is not for candidates
         checks.check(config)
         RunFolder.check(self.folder, config=config, may_change=assemble.MAY_CHANGE)
@@ -216,6 +223,36 @@ class Run:
     @property
     def _finished(self) -> bool:
         return is_finished(self.config, self._store.completed(), self.folder)
+
+    def sample(
+        self, prompt: str, count: int = 4, *, seed: int = 0, base: bool = False, **changes: Any
+    ) -> list[Sample]:
+        """`count` pictures of `prompt` by the model as it stands; `sample.data.image` is the picture.
+
+        After `rounds` the model is the one that lies in `folder`/lora.
+
+        seed: of the first picture; the next ones add 1 each. base: without the LoRA.
+        changes: what to sample otherwise than the user does, by the names of `Settings`, such as guidance_scale=3.
+        """
+        from . import assemble
+
+        if count < 1:
+            raise ValueError(f"{count} pictures cannot be sampled; give a count of 1 or more")
+        settings = replace(assemble.user_settings(self.config), **changes)
+        words = Prompt(prompt, negative=self.config.sampling.negative_prompt)
+        draws = [Draw(words, k, seed + k) for k in range(count)]
+        with self._policy.base() if base else self._policy.at_strength(self.config.sampling.lora_scale):
+            return self._policy.generate(draws, settings=settings)
+
+    def score(self, samples: Sequence[Sample]) -> list[Scored]:
+        """These samples with the scores of all of the run's rewards, by name: `scored.scores["text_image"]`."""
+        return score(samples, self._rewards)
+
+    def curve(self) -> list[tuple[int, Interval]]:
+        """(round, held-out score and the 95 % interval of its change since round 0), as the guard has seen it so far.
+        Round 0 is before the first round. Empty where no guard watches."""
+        looks = looks_of(self.config, self.folder, self._store.completed())
+        return curve(looks) if looks else []
 
     def evaluate(self) -> dict[str, Any]:
         """Base and tuned on the same seeds, by judges that took no part in the ranking; see `evaluate.evaluate`."""
