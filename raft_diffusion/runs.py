@@ -119,9 +119,7 @@ class Run:
     Raises ValueError for settings, a folder, a model or a reward that cannot be used.
     """
 
-    def __init__(
-        self, config: Config, folder: Path | str | None = None, *, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, config: Config, folder: Path | str | None = None, *, progress: Progress | None = None) -> None:
         from . import assemble, checks
 
         self.config, self._progress = config, progress
@@ -224,9 +222,7 @@ class Run:
     def _finished(self) -> bool:
         return is_finished(self.config, self._store.completed(), self.folder)
 
-    def sample(
-        self, prompt: str, count: int = 4, *, seed: int = 0, base: bool = False, **changes: Any
-    ) -> list[Sample]:
+    def sample(self, prompt: str, count: int = 4, *, seed: int = 0, base: bool = False, **changes: Any) -> list[Sample]:
         """`count` pictures of `prompt` by the model as it stands; `sample.data.image` is the picture.
 
         After `rounds` the model is the one that lies in `folder`/lora.
