@@ -25,9 +25,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; `__getattr__` below is 
     from .diffusion.sampler import Settings as Settings
     from .diffusion.sheet import grid as grid
     from .diffusion.tuner import DiffusionTuner as DiffusionTuner
+    from .jobs import load_config as load_config
     from .rewards.clip import ClipTower as ClipTower
     from .runs import Run as Run
-    from .runs import load_config as load_config
 
 _HOMES = {
     "core.config": ("Config",),
@@ -41,8 +41,9 @@ _HOMES = {
     "diffusion.sampler": ("DiffusionPolicy", "Settings"),
     "diffusion.sheet": ("grid",),
     "diffusion.tuner": ("DiffusionTuner",),
+    "jobs": ("load_config",),
     "rewards.clip": ("ClipTower",),
-    "runs": ("Run", "load_config"),
+    "runs": ("Run",),
 }
 
 

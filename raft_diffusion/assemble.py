@@ -1,10 +1,9 @@
-"""From a configuration to the concrete objects of a run. Only the command line imports this."""
+"""From a configuration to the concrete objects of a run that makes pictures; a `modality.Modality`."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,30 @@ from typing import Any
 from .checks import (
     HELD_OUT_PREFIX,
     TOWERS,
-    check_device,
     check_heads,
     check_tower,
     published,
     ranks_by_log_ratio,
+    ranks_by_person,
 )
+from .checks import check as check
+from .core.choices import select_chosen
 from .core.config import Config
+from .core.guard import guard_draws
 from .core.loop import Reward
 from .core.prompts import draw_round
-from .core.records import Draw
+from .core.records import Draw, Prompt, Sample
 from .core.select import Select
 from .core.store import RunFolder
-from .guarding import Guard, measure, watch_of
+from .guarding import Guard, held_out_score, measure, watch_of
+from .guarding import verdict_of as verdict_of
+from .process import pick_device
+from .process import prepare as prepare
+from .tracking import TRACKED
 
+Progress = Callable[[str, int, int], None]
+NOUN = "images"
+ADAPTER = "pytorch_lora_weights.safetensors"
 MAY_CHANGE = (
     "rounds",
     "stop_when_flat",
@@ -40,55 +49,22 @@ MAY_CHANGE = (
 )
 
 
-def prepare(threads: int | None) -> int:
-    """Let torch use `threads` CPU threads (None: every core) and the libraries load without bars of their own.
+def outlook(config: Config) -> list[str]:
+    """What to say before a run: what it makes and takes, and what is worth a note."""
+    from .guarding import why_off
+    from .planning.forecast import forecast, this_machine
 
-    Returns the number of threads.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin on cores that others need
-    import diffusers
-    import torch
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    _keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
+    result, unwatched = forecast(config, machine=this_machine()), why_off(config)
+    notes = [*result.notes, *([unwatched] if unwatched else [])]
+    return [result.sentence(), *(f"note: {note}" for note in notes)]
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks for the next tensor; else the kernel clears every one anew (measured: a third of
-    the CPU time of a small loop). Other systems' allocators are left alone."""
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_* of malloc.h
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-        mallopt(option, value)
+def held_out_name(config: Config) -> str | None:
+    """The score of each candidate that never ranks, if there is one."""
+    return held_out_score(config.rewards.held_out) if config.rewards.held_out else None
 
 
-def pick_device(name: str) -> str:
-    """The device of a configuration: "auto" is the first of cuda, mps and cpu that is there.
-
-    Raises ValueError for a device that is unknown, or that this machine or this build of torch does not have.
-    """
-    import torch
-
-    check_device(name)
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, there in has.items() if there)
-    if not has[name.partition(":")[0]]:
-        raise ValueError(f"the device {name!r} is not there, or this torch was built without it; `doctor` says more")
-    return name
-
-
-def make_policy(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+def make_policy(config: Config, progress: Progress | None = None) -> Any:
     """The model of the configuration with the LoRA that learns, set to collect candidates."""
     policy = make_base(config, progress)
     tuning = config.tuning
@@ -103,7 +79,7 @@ def make_policy(config: Config, progress: Callable[[str, int, int], None] | None
     return policy
 
 
-def make_base(config: Config, progress: Callable[[str, int, int], None] | None = None) -> Any:
+def make_base(config: Config, progress: Progress | None = None) -> Any:
     """The model of the configuration without any LoRA."""
     from .diffusion import DiffusionPolicy, choose_dtype, load
 
@@ -141,8 +117,6 @@ def user_settings(config: Config) -> Any:
 def collecting(config: Config, index: int = 1) -> Any:
     """How the candidates of round `index` are collected: as the user samples, but for the guidance, the noise and a
     tiny decoder where they are set."""
-    from dataclasses import replace
-
     sampling, settings = config.sampling, user_settings(config)
     return replace(
         settings,
@@ -171,7 +145,7 @@ def _tower_source(name: str) -> str:
 
 def make_rewards(config: Config) -> list[Reward]:
     """What scores candidates: what ranks, and the held-out one, which is stored beside and never ranks. What needs the
-    policy is left to `bound_rewards`."""
+    policy is left to `run_rewards`."""
     settings = config.rewards
     ranking = [*published(settings), *settings.custom]
     rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
@@ -211,13 +185,14 @@ def make_guard(config: Config, policy: Any, rewards: Sequence[Reward], store: Ru
     return Guard(watch=watch, measure=look, policy=policy, store=store)
 
 
-def bound_rewards(config: Config, policy: Any) -> list[Reward]:
-    """What scores candidates by the policy itself."""
-    if not ranks_by_log_ratio(config.rewards):
-        return []
-    from .diffusion.log_ratio import LogRatio
+def run_rewards(config: Config, policy: Any) -> list[Reward]:
+    """Everything that scores the candidates of a run, the policy itself too where the settings say so."""
+    rewards = make_rewards(config)
+    if ranks_by_log_ratio(config.rewards):
+        from .diffusion.log_ratio import LogRatio
 
-    return [LogRatio(policy)]
+        rewards.append(LogRatio(policy))
+    return rewards
 
 
 def make_scorers(
@@ -260,36 +235,30 @@ def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: s
     return load_preference(name, source=source, device=device, dtype=choose_dtype("auto", device), prefix=prefix)
 
 
-def make_trackers(config: Config, root: Path) -> list[Callable[[Mapping[str, Any]], None]]:
-    """Functions that log a round's line of metrics.jsonl to what the settings name, through accelerate's trackers."""
-    if not config.trackers:
-        return []
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+def sample_tracked(config: Config, policy: Any) -> list[Sample]:
+    """The same few pictures whenever asked for, as the user would sample them, of the guard's prompts and seeds."""
+    draws = guard_draws(config.train_prompts(), config.held_out_prompts(), TRACKED, seed=config.seed)
+    with policy.at_strength(config.sampling.lora_scale):
+        return policy.generate(draws, settings=user_settings(config))
 
-    PartialState(cpu=pick_device(config.device) == "cpu")
-    makers: dict[str, Any] = {
-        "tensorboard": lambda kind: kind(root.name, logging_dir=root / "tensorboard"),
-        "wandb": lambda kind: kind(config.name),
-    }
-    trackers = [makers[name](LOGGER_TYPE_TO_CLASS[name]) for name in config.trackers]
-    for tracker in trackers:
-        tracker.start()
 
-    def log(metrics: Mapping[str, Any]) -> None:
-        numbers = {
-            f"{kind}/{name}": value for kind in ("mean", "best", "figures") for name, value in metrics[kind].items()
-        }
-        for tracker in trackers:
-            tracker.log(numbers, step=metrics["round"])
-
-    return [log]
+def sample(
+    config: Config, policy: Any, prompt: str, seeds: Sequence[int], *, base: bool, changes: Mapping[str, Any]
+) -> list[Sample]:
+    """As the user samples, but for `changes`, by the names of `Settings`."""
+    settings = replace(user_settings(config), **changes)
+    words = Prompt(prompt, negative=config.sampling.negative_prompt)
+    draws = [Draw(words, k, seed) for k, seed in enumerate(seeds)]
+    with policy.base() if base else policy.at_strength(config.sampling.lora_scale):
+        return policy.generate(draws, settings=settings)
 
 
 def make_select(config: Config) -> Select:
     from .distance import picture_distance
 
     selection = config.selection
+    if ranks_by_person(config.rewards.weights):
+        return select_chosen(selection.best)
     return Select(
         weights=config.rewards.weights,
         method=config.rewards.method,
@@ -303,7 +272,7 @@ def make_select(config: Config) -> Select:
     )
 
 
-def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None = None, *, index: int = 1) -> Any:
+def make_tuner(config: Config, progress: Progress | None = None, *, index: int = 1) -> Any:
     """The tuner of round `index`: the later the round, the smaller the steps, where the learning rate decays."""
     from .diffusion import DiffusionTuner
 
@@ -325,20 +294,48 @@ def make_tuner(config: Config, progress: Callable[[str, int, int], None] | None 
     )
 
 
-def make_draws(config: Config) -> Callable[[int], list[Draw]]:
+def make_sampler(config: Config, policy: Any, progress: Progress | None = None) -> Any:
+    """What candidates come from: the policy that learns, and the base where the settings ask for it."""
+    share = config.sampling.base_share
+    if not share:
+        return policy
+    from .fresh import FreshPolicy
+
+    def from_base(draws: Sequence[Draw]) -> list[Sample]:
+        with policy.base():
+            return policy.generate(draws, settings=collecting(config))
+
+    return FreshPolicy(policy, from_base=from_base, share=share)
+
+
+def begin(config: Config, policy: Any, folder: Path, progress: Progress | None = None) -> None:
+    """Nothing comes before the first round."""
+
+
+def make_codec() -> Any:
+    """How samples lie on disk."""
+    from .diffusion import PictureCodec
+
+    return PictureCodec()
+
+
+def round_draws(config: Config, policy: Any, index: int) -> list[Draw]:
+    """The requests of a round. They are asked for right before they are sampled, so the guidance of the round is set
+    here."""
+    policy.settings = collecting(config, index)
+    return make_draws(config, index)
+
+
+def make_draws(config: Config, index: int) -> list[Draw]:
     """The requests of a round by its index."""
-
-    def draws(index: int) -> list[Draw]:
-        return draw_round(
-            config.train_prompts(),
-            index=index,
-            seed=config.seed,
-            per_round=config.prompts.per_round,
-            k=config.sampling.samples_per_prompt,
-            groups_per_prompt=config.sampling.groups_per_prompt,
-        )
-
-    return draws
+    return draw_round(
+        config.train_prompts(),
+        index=index,
+        seed=config.seed,
+        per_round=config.prompts.per_round,
+        k=config.sampling.samples_per_prompt,
+        groups_per_prompt=config.sampling.groups_per_prompt,
+    )
 
 
 def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folder: Path) -> dict[str, Any]:
@@ -348,14 +345,16 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .rewards.clip import ClipTower, diversity
     from .scales import make_judge
 
+    # Where a person ranks, nobody ranks the evaluation's pictures: the best of 1 is shown.
+    by_person = ranks_by_person(config.rewards.weights)
     plan = Plan(
         target=config.train_prompts(),
         ood=config.held_out_prompts(),
         pairs=config.evaluation.pairs,
         ood_pairs=config.evaluation.ood_pairs,
-        best_of=config.evaluation.best_of,
+        best_of=1 if by_person else config.evaluation.best_of,
         seed=config.seed,
-        weights=config.rewards.weights,
+        weights={} if by_person else config.rewards.weights,
         method=config.rewards.method,
     )
     judge, truth = make_judge(config)
@@ -370,7 +369,7 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
             folder=folder,
             judge=judge,
             diversity=diversity,
-            embed=towers[-1].embed_images if towers else (lambda images: None),
+            embed=towers[-1].embed_images if towers else None,
             truth=truth,
             settings={
                 "guidance_scale": settings.guidance_scale,
@@ -386,16 +385,15 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     return result
 
 
-def environment(config: Config, threads: int) -> dict[str, Any]:
-    """What the run runs on: versions and machine, no user or host name."""
-    from importlib.metadata import version
+def is_evaluated(config: Config, result: Mapping[str, Any]) -> bool:
+    """Whether this evaluation is the one that the configuration asks for."""
+    settings = result["settings"]
+    strength = settings.get("lora_scale", 1.0)  # an older version knew no other
+    wanted = config.evaluation.model_dump(exclude={"best_of"} if ranks_by_person(config.rewards.weights) else None)
+    return strength == config.sampling.lora_scale and all(settings[key] == value for key, value in wanted.items())
 
-    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "safetensors")
-    return {
-        "raft_diffusion": version("raft-diffusion"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": pick_device(config.device),
-        "threads": threads,
-        **{name: version(name) for name in packages},
-    }
+
+def show_evaluation(console: Any, result: dict[str, Any]) -> None:
+    from .terminal import show_evaluation as show
+
+    show(console, result)

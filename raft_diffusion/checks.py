@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from .core.choices import HUMAN
 from .core.config import Config, Rewards
 
 POCKET = "pocket"
@@ -26,16 +27,22 @@ def check(config: Config) -> None:
     checks: list[Callable[[], object]] = [
         lambda: check_device(config.device),
         lambda: (find_scheduler(config.sampling.scheduler), check_eta(config.sampling.eta, config.sampling.scheduler)),
+        lambda: _check_person(config),
         lambda: _check_held_out(rewards.weights),
         lambda: check_names([*(n for n in ranking if not n.startswith(HELD_OUT_PREFIX)), *rewards.custom]),
         lambda: check_tower(rewards.scorer),
         lambda: _check_judge(rewards.held_out),
         lambda: _check_guard(config.guard.reward, rewards),
         lambda: check_comparable(rewards.weights, across=across),
-        lambda: _check_trackers(config.trackers),
+        lambda: check_trackers(config.trackers),
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
         lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
     ]
+    run_all(checks)
+
+
+def run_all(checks: Sequence[Callable[[], object]]) -> None:
+    """Run each; raises one ValueError with the sentences of all that did."""
     problems = []
     for run in checks:
         try:
@@ -47,11 +54,32 @@ def check(config: Config) -> None:
 
 
 def published(rewards: Rewards) -> list[str]:
-    """The ranking rewards that are none of the user's own functions, and need no model that is being tuned."""
+    """The ranking rewards that are none of the user's own functions, need no model that is being tuned, and no
+    person."""
     from .rewards import LOG_RATIO
 
     own = {name.rpartition(":")[2] for name in rewards.custom}
-    return [name for name in rewards.weights if name not in own | {LOG_RATIO}]
+    return [name for name in rewards.weights if name not in own | {LOG_RATIO, HUMAN}]
+
+
+def ranks_by_person(weights: Mapping[str, float]) -> bool:
+    return HUMAN in weights
+
+
+def _check_person(config: Config) -> None:
+    """A person's choice is no number that could be added to others, or compared with those of another day."""
+    if not ranks_by_person(config.rewards.weights):
+        return
+    selection = config.selection
+    odd = [f"rewards.weights.{name}" for name in config.rewards.weights if name != HUMAN]
+    odd += ["rewards.custom"] if config.rewards.custom else []
+    odd += [f"selection.{key}" for key in ("top_fraction", "top_count", "tau") if getattr(selection, key) is not None]
+    odd += [f"selection.{key}" for key in ("min_spread", "diversity") if getattr(selection, key)]
+    odd += ["stop_when_flat"] if config.stop_when_flat is not None else []
+    if odd:
+        raise ValueError(f"the reward {HUMAN} ranks alone, for you choose: take out {', '.join(odd)}")
+    if config.rewards.weights[HUMAN] <= 0:
+        raise ValueError(f"rewards.weights.{HUMAN} is {config.rewards.weights[HUMAN]:g}; it must be above 0")
 
 
 def ranks_by_log_ratio(rewards: Rewards) -> bool:
@@ -71,7 +99,7 @@ def _check_held_out(weights: Mapping[str, float]) -> None:
         raise ValueError("rewards.weights: the held-out reward never ranks; take it out of the weights")
 
 
-def _check_trackers(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"trackers: {name} is not installed; install it, or take it out of the list")

@@ -17,13 +17,15 @@ from .commands.plan import plan
 from .commands.presets import presets
 from .commands.rank import rank
 from .commands.report import report
+from .commands.review import review
 from .commands.sample import sample
 from .commands.score import score
 from .commands.train import train
+from .commands.watch import watch
 
 PANELS = {
     "Train": (demo, presets, plan, train),
-    "Look and compare": (sample, score, rank, evaluate, report),
+    "Look and compare": (watch, sample, score, rank, review, evaluate, report),
     "Take away": (export, inspect, merge),
     "This machine": (doctor,),
 }

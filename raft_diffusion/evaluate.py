@@ -78,7 +78,7 @@ def evaluate(
     folder: Path,
     judge: Judge | None = None,
     diversity: Callable[[Any], float],
-    embed: Callable[[Sequence[Any]], Any],
+    embed: Callable[[Sequence[Any]], Any] | None,
     truth: Callable[[str, int], Sequence[Any]] | None = None,
     settings: Mapping[str, Any],
     examples: int = 24,
@@ -86,7 +86,8 @@ def evaluate(
     """Sample base and tuned pictures of the same draws, measure both, and write `folder`/evaluation.json and pictures.
 
     generate: samples at the settings at which the user samples. policy.base(): the adapter is off in this context.
-    embed: features (N, D) for diversity where there is no judge. truth: true pictures of a prompt, if there are any.
+    embed: features (N, D) for diversity where there is no judge; None: it is not measured. truth: true pictures of a
+        prompt, if there are any.
     Returns what evaluation.json holds. Every interval is a paired bootstrap over prompts, or over pictures where there
     is one prompt.
     """
@@ -109,7 +110,7 @@ def evaluate(
             result["rewards"][name + suffix] = _compare(base.rewards, tuned.rewards, name, chosen, base, plan)
         if not suffix:
             features = judge.embed if judge else embed
-            result["diversity"] = _diversity(base, tuned, features, diversity, truth)
+            result["diversity"] = _diversity(base, tuned, features, diversity, truth) if features else {}
         shown += [(base, tuned, i) for i in range(min(examples if not suffix else examples // 2, count))]
     folder.mkdir(parents=True, exist_ok=True)
     result["examples"] = [_write_example(folder, k, *item, judge) for k, item in enumerate(shown)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .checks import HELD_OUT_PREFIX, POCKET
 from .core.config import Config
@@ -78,17 +78,30 @@ def why_off(config: Config) -> str | None:
 
 def verdict_of(config: Config, root: Path, done: int) -> Verdict | None:
     """The judgement of the last of `done` rounds, from the looks that lie in `root`; None where one is missing."""
-    looks = looks_of(config, root, done)
+    return last_verdict(watch_of(config), config.guard, root, rounds=config.rounds, done=done)
+
+
+class Limits(Protocol):
+    """What a guard lets pass; see `core.guard.judge`."""
+
+    @property
+    def max_drop(self) -> float: ...
+    @property
+    def min_diversity(self) -> float: ...
+
+
+def last_verdict(watch: Watch | None, limits: Limits, root: Path, *, rounds: int, done: int) -> Verdict | None:
+    """The judgement of the last of `done` rounds of `rounds`; None without a watch, or where one of its looks is
+    missing."""
+    looks = looks_of(watch, root, done)
     if not done or len(looks) <= done:
         return None
-    guard = config.guard
-    return judge(looks, rounds=config.rounds, max_drop=guard.max_drop, min_diversity=guard.min_diversity)
+    return judge(looks, rounds=rounds, max_drop=limits.max_drop, min_diversity=limits.min_diversity)
 
 
-def looks_of(config: Config, root: Path, done: int) -> list[Look]:
-    """What the guard of these settings saw at the start and after each of `done` rounds, as far as it was stored."""
-    watch = watch_of(config)
-    found = [read_look(root, index) for index in range(done + 1)]
+def looks_of(watch: Watch | None, root: Path, done: int) -> list[Look]:
+    """What this watch saw at the start and after each of `done` rounds, as far as it was stored."""
+    found = [read_look(root, index) for index in range(done + 1)] if watch else []
     return [look for look in found if look is not None and watch is not None and watch.made(look)]
 
 

@@ -120,6 +120,7 @@ def _prompts(config: Config) -> int:
 _PLAIN_SAMPLING = {
     "sampling.collect_guidance_scale": None,
     "sampling.collect_guidance_decay": 1.0,
+    "sampling.base_share": 0.0,
     "sampling.eta": 0.0,
     "sampling.noise_scale": 1.0,
 }

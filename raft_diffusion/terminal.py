@@ -20,8 +20,10 @@ from .core.records import Round
 STAGES = {
     "sample": "sampling",
     "score": "scoring",
+    "choose": "you choose",
     "tune": "finetuning",
     "guard": "guarding",
+    "track": "drawing for the trackers",
     "evaluate": "evaluating",
 }
 
@@ -41,11 +43,20 @@ class LiveTable:
 
     ranking: the reward whose mean and best are shown; held_out: the one that never ranks, or None.
     guarded: show what the guard sees instead, in every round the same pictures, and first how it began.
+    noun: what a candidate is, in the plural.
     """
 
     def __init__(
-        self, console: Console, *, rounds: int, ranking: str, held_out: str | None, guarded: bool = False
+        self,
+        console: Console,
+        *,
+        rounds: int,
+        ranking: str,
+        held_out: str | None,
+        guarded: bool = False,
+        noun: str = "images",
     ) -> None:
+        self._noun = noun
         self._rounds, self._ranking, self._held_out, self._guarded = rounds, ranking, held_out, guarded
         self._rows: list[tuple[str, ...]] = []
         self._costs: list[float] = []
@@ -78,7 +89,7 @@ class LiveTable:
     def progress(self, stage: str, done: int, total: int) -> None:
         if stage == "sample":
             self._sampling = time.monotonic() - self._began
-        elif stage == "guard" and not self._sampling:  # of the start: the first round begins after it
+        elif stage in ("guard", "track") and not self._sampling:  # of the start: the first round begins after it
             self._began = time.monotonic()
         if stage != self._stage or done <= 0:
             self._stage = stage
@@ -119,7 +130,7 @@ class LiveTable:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         heads = ["round", self._ranking, "winners"]
         heads += ["held-out", "diversity"] if self._guarded else ["held-out"] if self._held_out else []
-        for head in [*heads, "loss", "images/s", "time left"]:
+        for head in [*heads, "loss", f"{self._noun}/s", "time left"]:
             table.add_column(clean(head), justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)
@@ -132,6 +143,13 @@ def _seen(look: Look | None, start: Look | None) -> tuple[str, str]:
         return "", ""
     share = f"{100 * look.diversity / start.diversity:.0f} %" if start.diversity else "100 %"
     return f"{look.score:.2f}", share
+
+
+def say_where(console: Console, address: str) -> None:
+    """At what address a person ranks the run that waits."""
+    lines = ("", "You rank this run. Choose the best pictures on this page; the run waits for you:", f"  {address}")
+    for line in (*lines, "It is open on this machine alone. Ctrl-C loses nothing: the same command goes on.", ""):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_evaluation(console: Console, result: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def refused(here: Path, capsys, *arguments: str) -> str:
 
 QUICK = {
     "unknown preset": ("train pocket-manet", ["unknown preset 'pocket-manet'", "pocket-monet"]),
-    "unknown demo": ("demo manet", ["'manet'", "monet or resolution"]),
+    "unknown demo": ("demo manet", ["'manet'", "monet, resolution, text or sums"]),
     "unknown reward": ("plan tiny.toml --set rewards.weights.aestetic=1", ["'aestetic'", "aesthetic"]),
     "unknown scheduler": ("plan tiny.toml --set sampling.scheduler=Eulr", ["Eulr", "Euler"]),
     "unknown scorer": ("plan tiny.toml --set rewards.scorer=poket", ["'poket'", "pocket"]),

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from raft_diffusion import beside, compare, runs
+from raft_diffusion import beside, compare, jobs, runs
 from raft_diffusion.cli import app
 from raft_diffusion.core.config import Config
 from raft_diffusion.core.timing import FILE, read_seconds, seconds_until, write_seconds
@@ -31,7 +31,7 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beside")
     for name, recipe in (("mine", None), ("single", "one-shot")):
         run = runs.Run(
-            runs.load_config("pocket-resolution", changes=[*SMALL, "rounds=2"], recipe=recipe), folder / name
+            jobs.load_config("pocket-resolution", changes=[*SMALL, "rounds=2"], recipe=recipe), folder / name
         )
         for _ in run.rounds():
             pass
@@ -67,14 +67,15 @@ def test_one_shot_samples_and_tunes_as_much_as_the_rounds_do(job):
     ("changes", "sampling", "tuning"),
     [
         (["sampling.collect_guidance_scale=none"], 20 * 2 * 3, 3 * 2),  # at the user's guidance 1 one a step
-        (["sampling.collect_guidance_decay=0"], 20 * 2 * (2 + 1 + 1), 3 * 2),  # guided in round 1 alone
+        (["sampling.collect_guidance_decay=0"], 20 * 2 * 2 + 2 * (15 * 2 * 2 + 5 * 2), 3 * 2),  # 3 of 4 are the base's
+        (["sampling.collect_guidance_decay=0", "sampling.base_share=0"], 20 * 2 * (2 + 1 + 1), 3 * 2),
         (["tuning.anti_drift=0.5"], 20 * 2 * 2 * 3, 3 * 2 * 2),  # the base looks, too
         (["tuning.gradient_accumulation=4"], 20 * 2 * 2 * 3, 3 * 8),
         (["sampling.scheduler=Heun"], 20 * 3 * 2 * 3, 3 * 2),  # the last step looks once
     ],
 )
 def test_network_evaluations_are_those_counted_by_hand(changes, sampling, tuning):
-    config = runs.load_config("pocket-resolution", changes=[*SMALL, "rounds=3", *changes])
+    config = jobs.load_config("pocket-resolution", changes=[*SMALL, "rounds=3", *changes])
     spent = evaluations(config, 3)
     assert (spent.sampling, spent.tuning) == (sampling, tuning)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from raft_diffusion import checks
-from raft_diffusion.runs import load_config
+from raft_diffusion.jobs import load_config
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 

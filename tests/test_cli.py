@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from raft_diffusion import cli, runs
+from raft_diffusion import cli, jobs, runs
 from raft_diffusion.commands import demo
 from raft_diffusion.core.config import Config
 
@@ -67,7 +67,7 @@ def test_every_commands_help_has_an_example_that_names_it(call, command):
 
 
 def test_the_example_of_train_is_a_valid_configuration():
-    config = runs.load_config("pocket-monet", seed=None, threads=None, changes=["rounds=6", "tuning.rank=8"])
+    config = jobs.load_config("pocket-monet", seed=None, threads=None, changes=["rounds=6", "tuning.rank=8"])
     assert (config.rounds, config.tuning.rank) == (6, 8)
 
 
@@ -103,7 +103,7 @@ def refused(call, folder: Path, *arguments: str) -> str:
 
 
 def test_an_unknown_demo(call, folder):
-    assert "'manet': use monet or resolution" in refused(call, folder, "demo", "manet")
+    assert "'manet': use monet, resolution, text or sums" in refused(call, folder, "demo", "manet")
 
 
 def test_an_unknown_preset(call, folder):
@@ -216,14 +216,14 @@ def tiny(**changes) -> Config:
 
 
 def test_the_same_settings_find_the_same_folder():
-    default = runs.default_folder(tiny())
+    default = jobs.default_folder(tiny())
     assert default.parent == Path("runs")
     assert default.name.startswith("tiny-")
-    assert runs.default_folder(tiny(rounds=9, threads=3)) == default
-    assert runs.default_folder(tiny(seed=1)) != default
+    assert jobs.default_folder(tiny(rounds=9, threads=3)) == default
+    assert jobs.default_folder(tiny(seed=1)) != default
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in runs.PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in jobs.PRESETS.glob("*.toml")))
 def test_every_preset_is_a_valid_configuration(preset):
-    assert runs.load_config(preset, seed=5, threads=2).name == preset
-    assert {"monet", "resolution"} == set(demo.DEMOS) == set(demo.INTRO)
+    assert jobs.load_config(preset, seed=5, threads=2).name == preset
+    assert {"monet", "resolution", "text", "sums"} == set(demo.DEMOS) == set(demo.INTRO)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from raft_diffusion import compare, runs
+from raft_diffusion import compare, jobs, runs
 from raft_diffusion.core.config import Config
 
 SMALL = [
@@ -75,7 +75,7 @@ def test_wins_are_counted_by_prompt_and_a_tie_is_nobodys():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("compare") / "run"
-    config = runs.load_config("pocket-resolution", changes=SMALL)
+    config = jobs.load_config("pocket-resolution", changes=SMALL)
     for _ in runs.Run(config, root).rounds():
         pass
     return root

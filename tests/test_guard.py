@@ -173,7 +173,7 @@ def test_a_run_that_turns_is_stopped_and_keeps_its_best_round(seen, capsys):
     }
     page = (run / "report.html").read_text(encoding="utf-8")
     assert FALL.replace("round 3", "Round 3", 1) in page
-    assert "The LoRA of this run is round 2&#39;s." in page
+    assert "The LoRA of this run is round 2&#39;s;" in page
 
     command("train", "tiny.toml", "--out", "run")  # nothing is measured again: `seen` is empty
     again = capsys.readouterr().out

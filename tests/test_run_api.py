@@ -99,7 +99,7 @@ def test_the_curve_is_the_mean_of_what_the_guard_saw(run):
 
 @pytest.mark.parametrize(
     ("count", "changes", "sentence"),
-    [(0, {}, "0 pictures cannot be sampled"), (1, {"guidance_scale": -1}, "guidance_scale is -1")],
+    [(0, {}, "0 images cannot be sampled"), (1, {"guidance_scale": -1}, "guidance_scale is -1")],
 )
 def test_what_cannot_be_sampled_is_refused(run, count, changes, sentence):
     with pytest.raises(ValueError, match=sentence):

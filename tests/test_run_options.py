@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from raft_diffusion import Run, cli, load_config, runs
+from raft_diffusion import Run, cli, load_config
+from raft_diffusion.planning import forecast
 from raft_diffusion.planning.machine import Machine
 
 TINY = """
@@ -85,6 +87,11 @@ def test_the_rounds_go_to_tensorboard(here):
     logged = [(event.step, event.value) for event in reader.Scalars("mean/text_image")]
     assert logged == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
     assert reader.Scalars("figures/loss")
+    assert [event.step for event in reader.Scalars("guard/diversity")] == [1, 2]
+    (tag,) = reader.Tags()["images"]
+    assert tag == "held-out seeds/monet style cat"
+    pictures = [(event.step, event.width, event.height) for event in reader.Images(tag)]
+    assert pictures == [(step, 8 * 32, 32) for step in (0, 1, 2)]  # the 8 of a round in a row
 
 
 def test_a_tracker_that_is_not_installed_is_refused(here, capsys, monkeypatch):
@@ -111,7 +118,7 @@ def test_a_run_from_python_is_the_command_lines_run(here):
 
 def test_a_card_that_lies_idle_is_mentioned(here, capsys, monkeypatch):
     machine = Machine(cores=2, memory=2**34, card="NVIDIA GeForce RTX 3060", card_memory=12 * 2**30, torch_cuda=None)
-    monkeypatch.setattr(runs, "this_machine", lambda: machine)
+    monkeypatch.setattr(forecast, "this_machine", lambda: machine)
     command("train", "tiny.toml", "--out", "run", "--set", "rounds=1", "--set", "device=auto")
     out = capsys.readouterr().out
     assert "RTX 3060" in out
@@ -126,3 +133,35 @@ def test_the_tuners_batch_may_be_split_on_the_way(here, capsys):
     with pytest.raises(SystemExit):
         command("train", "tiny.toml", "--out", "run", "--set", "rounds=3", "--set", "tuning.batch_size=1")
     assert "tuning" in capsys.readouterr().err
+
+
+def test_wandb_gets_pictures_by_prompt_and_numbers_at_the_rounds_step(monkeypatch, tmp_path):
+    from accelerate import tracking
+    from PIL import Image
+
+    from raft_diffusion.core.records import Draw, Prompt, Sample
+    from raft_diffusion.tracking import Trackers
+
+    calls = []
+
+    class Wandb:
+        """As accelerate's: `log_images` hands on whatever it does not know itself."""
+
+        def __init__(self, run_name):
+            calls.append(run_name)
+
+        def start(self):
+            calls.append("start")
+
+        def log_images(self, values, step=None):
+            calls.append((step, {name: [image.shape for image in images] for name, images in values.items()}))
+
+        def log(self, values, step=None):
+            calls.append((step, values))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Wandb)
+    picture = SimpleNamespace(image=Image.new("RGB", (16, 8)))
+    samples = [Sample(Draw(Prompt(text), k, k), picture) for text in ("a cat", "a dog") for k in range(2)]
+    Trackers(["wandb"], name="cats", root=tmp_path).log(3, samples, {"mean": {"x": 1.0}, "best": {}, "figures": {}})
+    shapes = {f"held-out seeds/{text}": [(8, 16, 3)] * 2 for text in ("a cat", "a dog")}
+    assert calls == ["cats", "start", (3, shapes), (3, {"mean/x": 1.0})]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.config import Config
+from ..llm.config import TextConfig
 from .options import Json, Lora, Run, Threads, collected, file_of, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from ..core.config import Config
 
 JUDGED = ("object", "style")
 EachRound = Annotated[bool, typer.Option("--each-round", help="Measure the base and the LoRA after every round.")]
@@ -56,17 +56,22 @@ def evaluate(
 
     Example: raft-diffusion evaluate runs/mine --each-round --steps 6,12 --pairs 16
 
-    Example: raft-diffusion evaluate runs/mine --beside runs/one-shot --beside runs/paper
+    Example: raft-diffusion evaluate runs/mine --beside runs/one-shot
     """
-    from .. import runs
-    from ..core.config import Config
+    from .. import jobs, runs
     from ..lora.file import find_lora, read_lora
 
-    config = Config.load(file_of(run, "config.toml"))
+    config = jobs.config_of(file_of(run, "config.toml"))
+    ways = {"--lora": lora is not None, "--each-round": each_round, "--beside": bool(beside)}
+    chosen = [way for way, given in ways.items() if given]
+    if isinstance(config, TextConfig) and chosen:
+        raise ValueError(
+            f"{chosen[0]} is for runs that make pictures; the evaluation of a run that writes texts holds the curve "
+            "over its rounds"
+        )
     if lora is not None:
         read_lora(find_lora(lora))
-    ways = {"--lora": lora is not None, "--each-round": each_round, "--beside": bool(beside)}
-    if len(chosen := [way for way, given in ways.items() if given]) > 1:
+    if len(chosen) > 1:
         raise ValueError(f"{chosen[0]} and {chosen[1]} measure different things; give one of them")
     if steps and not each_round:
         raise ValueError("--steps belongs to --each-round; give both, or neither")
@@ -75,9 +80,9 @@ def evaluate(
     counts = parse_steps(steps)
     with collected(json_file) as numbers:
         console = make_console(json_file)
-        if each_round:
+        if each_round and isinstance(config, Config):
             numbers.update(_each_round(config, run, console, counts, pairs, threads))
-        elif beside:
+        elif beside and isinstance(config, Config):
             numbers.update(_beside(config, run, beside, console, pairs, threads))
         else:
             numbers.update(runs.evaluate_run(config, run, console, threads=threads, lora=lora))

@@ -72,7 +72,7 @@ def export(
         there = f"installed in {place.program}, press Refresh there: {place.folder / plan.target.name}"
         console.print(clean(there), soft_wrap=True)
     console.print()
-    for line in _uses(plan, result.trigger):
+    for line in _uses(plan, result.trigger, f"{result.weight:g}"):
         console.print(clean(line), soft_wrap=True)
 
 
@@ -91,7 +91,7 @@ def _size(path: Path) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(1, round(size / 1e3))} kB"
 
 
-def _uses(plan: Export, trigger: str) -> list[str]:
+def _uses(plan: Export, trigger: str, weight: str) -> list[str]:
     """How the file is used, in the words of the program that loads it."""
     if plan.format == "diffusers":
         return [f'pipe.load_lora_weights("{plan.target.parent.as_posix()}", weight_name="{plan.target.name}")']
@@ -99,7 +99,7 @@ def _uses(plan: Export, trigger: str) -> list[str]:
         return [f"See it at work: raft-diffusion sample --run {plan.run} --compare"]
     words = f"{trigger} " if trigger else ""
     return [
-        f"AUTOMATIC1111, Forge   in the prompt: {words}<lora:{plan.target.stem}:1>",
-        f"ComfyUI                node Load LoRA: {plan.target.name}, strength 1",
+        f"AUTOMATIC1111, Forge   in the prompt: {words}<lora:{plan.target.stem}:{weight}>",
+        f"ComfyUI                node Load LoRA: {plan.target.name}, strength {weight}",
         "InvokeAI, Draw Things  import the file in the model manager",
     ]

@@ -48,6 +48,10 @@ Prompts = Annotated[
 HeldOut = Annotated[
     float | None, typer.Option("--held-out", metavar="SHARE", help="Share of --prompts that is never trained on.")
 ]
+RankBy = Annotated[
+    str | None,
+    typer.Option("--reward", metavar="NAME", help="What ranks, alone; human: you do, on a page in your browser."),
+]
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME", help="How to learn: default, paper, one-shot or reward-weighted."),

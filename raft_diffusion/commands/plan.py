@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.config import Config
 from .options import (
     ConfigName,
     Device,
@@ -16,6 +18,7 @@ from .options import (
     Model,
     Prediction,
     Prompts,
+    RankBy,
     Recipe,
     Revision,
     Set,
@@ -28,6 +31,7 @@ from .options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..llm.config import TextConfig
     from ..planning.forecast import Forecast
 
 
@@ -39,6 +43,7 @@ def plan(
     prediction_type: Prediction = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
+    reward: RankBy = None,
     recipe: Recipe = None,
     device: Device = None,
     threads: Threads = None,
@@ -51,7 +56,8 @@ def plan(
     """Say what `train` would make and take with the same settings, and refuse what it would refuse. Loads nothing but
     for --measure.
 
-    Images and steps are exact. Time, memory and disk are estimates; --measure corrects the time.
+    Images and steps are exact. Time, memory and disk are estimates; --measure corrects the time. Of a run that writes
+    texts the counts alone are known.
 
     Example: raft-diffusion plan pocket-monet --set rounds=6
 
@@ -61,10 +67,10 @@ def plan(
 
     Example: raft-diffusion plan pocket-monet --json -
     """
-    from .. import checks, runs
-    from ..planning.forecast import forecast, this_machine
+    from .. import jobs
+    from ..modality import modality_of
 
-    resolved = runs.load_config(
+    resolved = jobs.load_config(
         config,
         threads=threads,
         device=device,
@@ -74,22 +80,46 @@ def plan(
         prediction_type=prediction_type,
         prompts=prompts,
         held_out=held_out,
+        reward=reward,
         recipe=recipe,
         changes=changes or [],
     )
-    checks.check(resolved)
+    modality_of(resolved).check(resolved)
+    folder = jobs.default_folder(resolved)
     with collected(json_file) as numbers:
         console = make_console(json_file)
-        result = forecast(resolved, machine=this_machine())
-        if measured:
-            from ..planning.measure import measure
+        if isinstance(resolved, Config):
+            numbers.update(_of_pictures(resolved, console, folder, measured=measured))
+        else:
+            numbers.update(_of_texts(resolved, console, folder, measured=measured))
 
-            with console.status("loading the model, and running a few steps of it"):
-                rates = measure(resolved)
-            result = forecast(resolved, machine=this_machine(), measured=rates)
-        folder = runs.default_folder(resolved)
-        show(console, result, folder)
-        numbers.update(to_json(result, folder))
+
+def _of_pictures(config: Config, console: Console, folder: Path, *, measured: bool) -> dict[str, Any]:
+    from ..planning.forecast import forecast, this_machine
+
+    result = forecast(config, machine=this_machine())
+    if measured:
+        from ..planning.measure import measure
+
+        with console.status("loading the model, and running a few steps of it"):
+            rates = measure(config)
+        result = forecast(config, machine=this_machine(), measured=rates)
+    timed = "time is corrected by a measurement; memory and disk are estimates"
+    guessed = "time, memory and disk are estimates"
+    exact = f"Images and steps are exact; {timed if result.measured else guessed}."
+    show(console, rows(result, folder), exact, (result.basis, *result.notes))
+    return to_json(result, folder)
+
+
+def _of_texts(config: TextConfig, console: Console, folder: Path, *, measured: bool) -> dict[str, Any]:
+    from ..llm.outlook import count
+
+    if measured:
+        raise ValueError("--measure times the parts of an image model, and this run writes texts; leave it out")
+    result = count(config)
+    told = [*result.rows(), ("time", "unknown"), ("memory", "unknown"), ("folder", str(folder))]
+    show(console, told, "Texts and steps are exact.", result.notes)
+    return {**asdict(result), "texts_per_round": result.texts_per_round, "folder": str(folder)}
 
 
 def to_json(result: Forecast, folder: Path) -> dict[str, Any]:
@@ -103,8 +133,8 @@ def to_json(result: Forecast, folder: Path) -> dict[str, Any]:
     }
 
 
-def show(console: Console, result: Forecast, folder: Path) -> None:
-    """A table with one line for each thing that a newcomer asks."""
+def show(console: Console, told: Sequence[tuple[str, str]], exact: str, notes: Sequence[str]) -> None:
+    """A table with one line for each thing that a newcomer asks, what is exact of it, and the notes."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -112,13 +142,11 @@ def show(console: Console, result: Forecast, folder: Path) -> None:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for what, words in rows(result, folder):
+    for what, words in told:
         table.add_row(what, Text(words))
     console.print(table)
-    timed = "time is corrected by a measurement; memory and disk are estimates"
-    guessed = "time, memory and disk are estimates"
-    console.print(f"Images and steps are exact; {timed if result.measured else guessed}.", highlight=False)
-    for note in (result.basis, *result.notes):
+    console.print(exact, highlight=False)
+    for note in notes:
         console.print(Text(f"- {note}"), soft_wrap=True)
 
 

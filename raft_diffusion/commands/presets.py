@@ -28,7 +28,7 @@ def presets(
 
     Example: raft-diffusion presets pocket-monet > mine.toml
     """
-    from ..runs import PRESETS
+    from ..jobs import PRESETS
 
     paths = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
     if name is None:
@@ -44,23 +44,29 @@ def presets(
 
 
 def listing(paths: dict[str, Path]) -> Table:
-    """Name, what it does, images of all rounds, time here by `plan.forecast`."""
+    """Name, what it does, what all rounds make, time here by `planning.forecast` where that knows it."""
     from rich import box
     from rich.table import Table
 
-    from ..core.config import Config
+    from ..jobs import load_config
+    from ..llm.config import TextConfig
+    from ..llm.outlook import count
     from ..planning.forecast import clock, forecast, this_machine
 
     machine = this_machine()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("preset", style="bold", no_wrap=True)
     table.add_column("what it does")
-    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("makes", justify="right", no_wrap=True)
     table.add_column("time here", justify="right", no_wrap=True)
     for name, path in paths.items():
-        result = forecast(Config.load(path), machine=machine)
-        what = purpose(path.read_text(encoding="utf-8"))
-        table.add_row(name, what, f"{result.images:,}", clock(result.seconds), end_section=True)
+        config, what = load_config(name), purpose(path.read_text(encoding="utf-8"))
+        if isinstance(config, TextConfig):
+            makes, takes = f"{count(config).texts:,} texts", "unknown"
+        else:
+            result = forecast(config, machine=machine)
+            makes, takes = f"{result.images:,} images", clock(result.seconds)
+        table.add_row(name, what, makes, takes, end_section=True)
     return table
 
 

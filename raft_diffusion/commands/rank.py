@@ -118,6 +118,7 @@ def _run_select(run: Path, given: dict[str, float], method: str | None, best: in
     changes: dict[str, Any] = {"weights": {score_name(name): value for name, value in given.items()} or own.weights}
     changes |= {"method": method} if method is not None else {}
     changes |= {"best": best, "tau": None} if best is not None else {}
+    changes |= {"above": None} if given else {}  # that is a person's, who ranks without weights
     return replace(own, **changes)
 
 

@@ -12,6 +12,7 @@ from .options import (
     Out,
     Prediction,
     Prompts,
+    RankBy,
     Recipe,
     Revision,
     Seed,
@@ -32,6 +33,7 @@ def train(
     lora: Lora = None,
     prompts: Prompts = None,
     held_out: HeldOut = None,
+    reward: RankBy = None,
     recipe: Recipe = None,
     out: Out = None,
     seed: Seed = None,
@@ -54,10 +56,12 @@ def train(
     Example: raft-diffusion train pocket-monet --prompts styles --held-out 0.2 --set stop_when_flat=3
 
     Example: raft-diffusion train pocket-monet --recipe one-shot
-    """
-    from .. import runs
 
-    resolved = runs.load_config(
+    Example: raft-diffusion train pocket-monet --reward human --out runs/my-eye
+    """
+    from .. import jobs, runs
+
+    resolved = jobs.load_config(
         config,
         model=model,
         revision=revision,
@@ -66,6 +70,7 @@ def train(
         lora=str(lora) if lora else None,
         prompts=prompts,
         held_out=held_out,
+        reward=reward,
         recipe=recipe,
         seed=seed,
         device=device,
@@ -73,4 +78,4 @@ def train(
         changes=changes or [],
     )
     with collected(json_file) as numbers:
-        numbers.update(runs.finish_run(resolved, out or runs.default_folder(resolved), make_console(json_file)))
+        numbers.update(runs.finish_run(resolved, out or jobs.default_folder(resolved), make_console(json_file)))

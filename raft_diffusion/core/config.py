@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from .files import read_text
 from .prompts import split
 from .records import Prompt
-from .toml import format_toml, format_value, one_line, parse_toml, parse_value, show
+from .settings import (
+    Section,
+    Selection,
+    Share,
+    changed,
+    flatten,
+    not_utf8,
+    read_values,
+    selection_misfits,
+    to_toml,
+    validated,
+)
+from .toml import one_line, parse_toml
 
 Target = Literal["attention", "feed_forward", "projection", "convolution"]
 Tracker = Literal["tensorboard", "wandb"]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, strict=True)
-
-
-class Entry(_Section):
+class Entry(Section):
     """A prompt with settings of its own."""
 
     text: str = Field(description="the words")
@@ -50,12 +46,14 @@ def _plain(item: str | Entry) -> str | Entry:
 
 
 _KINDS = ("a string", "a table")
+_TABLES = ("rewards.weights", "rewards.sources")
+_HELD_TOGETHER = ("prompts", "sampling", "rewards", "selection")
 Item = Annotated[
     Annotated[str, Tag(_KINDS[0])] | Annotated[Entry, Tag(_KINDS[1])], Discriminator(_kind), AfterValidator(_plain)
 ]
 
 
-class Prompts(_Section):
+class Prompts(Section):
     """What is asked for."""
 
     train: list[Item] = Field(min_length=1, description="prompts that RAFT learns: texts, or tables as `Entry`")
@@ -77,7 +75,7 @@ class Prompts(_Section):
         return self
 
 
-class Sampling(_Section):
+class Sampling(Section):
     """How pictures are made."""
 
     width: int = Field(512, ge=8, le=8192, multiple_of=8, description="px")
@@ -88,6 +86,9 @@ class Sampling(_Section):
     collect_guidance_decay: Share = Field(
         1.0,
         description="what every round leaves of the candidates' guidance above 1; 0: guided in round 1 alone",
+    )
+    base_share: Share = Field(
+        0.0, description="share of the contests drawn from the base, at round 1's guidance, so that data stay fresh"
     )
     eta: Share = Field(0.0, description="noise that DDIM or TCD adds at every step, for candidates alone")
     noise_scale: float = Field(
@@ -105,7 +106,7 @@ class Sampling(_Section):
     )
 
 
-class Rewards(_Section):
+class Rewards(Section):
     """What ranks."""
 
     weights: dict[str, float] = Field({"text_image": 1.0}, min_length=1, description="weight of each ranking reward")
@@ -118,24 +119,7 @@ class Rewards(_Section):
     sources: dict[str, str] = Field({}, description="reward -> file or folder of its weights; else downloaded")
 
 
-class Selection(_Section):
-    """Who wins."""
-
-    best: int = Field(1, ge=1, description="winners a group (m); the paper's is 1")
-    top_fraction: float | None = Field(None, gt=0, le=1, description="share of the round's best that is kept")
-    top_count: int | None = Field(None, ge=1, le=1_000_000, description="number of the round's best that is kept")
-    tau: float | None = Field(None, gt=0, description="all candidates win with weight exp(key / tau)")
-    min_spread: float = Field(
-        0.0, ge=0, description="a group whose rewards vary less than this share of the round's typical has no winner"
-    )
-    diversity: float = Field(
-        0.0, ge=0, description="margin below the best key within which the least similar candidate wins"
-    )
-    replay: int | None = Field(None, ge=0, le=10_000, description="earlier rounds whose winners are kept; none: all")
-    replay_decay: float = Field(1.0, gt=0, le=1, description="an earlier winner's weight shrinks by this a round")
-
-
-class Tuning(_Section):
+class Tuning(Section):
     """How the LoRA learns."""
 
     rank: int = Field(8, ge=1, le=1024, description="rank of the LoRA")
@@ -159,7 +143,7 @@ class Tuning(_Section):
     gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
 
 
-class Guard(_Section):
+class Guard(Section):
     """What stops a run whose rounds make things worse."""
 
     enabled: bool = Field(True, description="look at a fixed set of pictures after every round")
@@ -169,7 +153,7 @@ class Guard(_Section):
     min_diversity: Share = Field(0.5, description="share of the diversity of an equally good round that must be left")
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """What is compared at the end."""
 
     pairs: int = Field(64, ge=2, le=100_000, description="same-seed pairs on the trained prompts")
@@ -177,7 +161,7 @@ class Evaluation(_Section):
     best_of: int = Field(8, ge=2, le=10_000, description="K of the oracle: the best of K pictures of the base")
 
 
-class Config(_Section):
+class Config(Section):
     """All settings of a run."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="part of the run folder's name")
@@ -199,7 +183,7 @@ class Config(_Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; none: every core")
-    trackers: list[Tracker] = Field([], description="where the curves are sent too")
+    trackers: list[Tracker] = Field([], description="where curves and pictures are sent too")
     prompts: Prompts
     sampling: Sampling = Sampling()  # pyright: ignore[reportCallIssue]
     rewards: Rewards = Rewards()  # pyright: ignore[reportCallIssue]
@@ -211,11 +195,7 @@ class Config(_Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         problems = list(_misfits(self.prompts, self.sampling, self.rewards, self.selection))
-        for key, value in self.flat().items():
-            try:
-                format_value(value).encode()
-            except UnicodeEncodeError:  # a command line or a file name in another encoding
-                problems.append(f"{key} holds characters that are no UTF-8; type them again")
+        problems += not_utf8(self.flat())
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -223,8 +203,7 @@ class Config(_Section):
     @classmethod
     def load(cls, path: Path | str) -> Config:
         """Read a TOML file. Raises ValueError with every problem in one message."""
-        text = read_text(Path(path), what="configuration", advice="give the path of a TOML file")
-        return cls.parse(text, where=str(path))
+        return cls._validated(read_values(path), str(path))
 
     @classmethod
     def parse(cls, text: str, *, where: str = "the configuration") -> Config:
@@ -233,22 +212,7 @@ class Config(_Section):
     def with_overrides(self, changes: Sequence[str]) -> Config:
         """A copy with changes such as "tuning.rank=8"; a value is TOML, or a bare string; `none` clears a setting
         and takes a reward out of rewards.weights or rewards.sources. Raises ValueError with every problem at once."""
-        values = self.model_dump(mode="json")
-        for change in changes:
-            key, equals, text = change.partition("=")
-            if not equals or not key.strip():
-                raise ValueError(one_line(f"--set {change}: write KEY=VALUE, such as tuning.rank=8"))
-            by_name = key.strip().startswith(("rewards.weights.", "rewards.sources."))  # "hpsv2.1" has a dot
-            *sections, name = key.strip().split(".", 2 if by_name else -1)
-            table = values
-            for section in sections:
-                table = table.setdefault(section, {})
-                if not isinstance(table, dict):
-                    raise ValueError(one_line(f"--set {change}: {section!r} is a setting, not a section"))
-            table[name] = parse_value(text.strip())
-            if sections in (["rewards", "weights"], ["rewards", "sources"]) and table[name] is None:
-                del table[name]
-        return self._validated(values, "--set")
+        return self._validated(changed(self.model_dump(mode="json"), changes, tables=_TABLES), "--set")
 
     def with_prompts(self, prompts: Sequence[Prompt], held_out_fraction: float | None = None) -> Config:
         """A copy that trains on these prompts, with their weights and negatives; the template stays.
@@ -299,21 +263,17 @@ class Config(_Section):
 
     def to_toml(self) -> str:
         """TOML that reads back as the same configuration; settings that are none are left out."""
-        return format_toml(self.model_dump(mode="json", exclude_none=True))
+        return to_toml(self)
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return flatten(self.model_dump(mode="json"), tables=_TABLES)
 
     @classmethod
     def _validated(cls, values: dict[str, Any], where: str) -> Config:
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = [_explain(problem) for problem in error.errors()]
-            if error.errors()[0]["loc"]:  # a field is wrong, so the sections were not yet held against each other
-                problems += _misfits(*(_sound(section, values) for section in (Prompts, Sampling, Rewards, Selection)))
-        raise ValueError(one_line(f"{where}: " + "; ".join(problems)))
+        if isinstance(kind := values.get("kind"), str):
+            raise ValueError(one_line(f"{where} is of a {kind} run, and this is for runs that make pictures"))
+        return validated(cls, values, where, misfits=_misfits, sections=_HELD_TOGETHER, entry=Entry, hidden=_KINDS)
 
 
 def _text(item: str | Entry) -> str:
@@ -328,72 +288,10 @@ def _misfits(
     prompts: Prompts | None, sampling: Sampling | None, rewards: Rewards | None, selection: Selection | None
 ) -> Iterator[str]:
     """What is wrong between sections; None stands for a section that is wrong by itself."""
-    if selection and sampling and selection.best > sampling.samples_per_prompt:
-        yield (
-            f"selection.best is {selection.best}, more than sampling.samples_per_prompt "
-            f"({sampling.samples_per_prompt}); lower it"
-        )
     if selection:
-        across = [key for key in ("top_fraction", "top_count") if getattr(selection, key) is not None]
-        if across and rewards and rewards.method != "fixed":
-            yield f'selection.{across[0]} compares prompts with each other: set rewards.method to "fixed"'
-        if len(across) > 1 or (across and selection.tau is not None):
-            yield "selection: choose one of top_fraction, top_count and tau"
-        if selection.tau is not None and selection.best != 1:
-            yield (
-                f"selection.tau lets every candidate win by weight, so selection.best = {selection.best} says "
-                "nothing: leave one of them out"
-            )
-        if selection.tau is not None and selection.diversity:
-            yield "selection.tau lets every candidate win, and selection.diversity chooses nothing: leave one out"
-        if across and selection.min_spread:
-            yield (
-                f"selection.min_spread leaves out prompts, which selection.{across[0]} does by its own rule: leave one "
-                "of them out"
-            )
+        candidates, method = sampling and sampling.samples_per_prompt, rewards and rewards.method
+        yield from selection_misfits(selection, candidates=candidates, method=method)
     if rewards and not any(rewards.weights.values()):
         yield "rewards.weights are all 0, so nothing ranks: give one another weight"
     if prompts and prompts.per_round is not None and prompts.per_round > len(prompts.train):
         yield f"prompts.per_round is {prompts.per_round}, more than the {len(prompts.train)} prompts; lower it"
-
-
-def _sound(section: type[_Section], values: dict[str, Any]) -> Any:
-    """The section of these values, or None where something in it is wrong."""
-    try:
-        return section.model_validate(values.get(section.__name__.lower(), {}))
-    except ValidationError:
-        return None
-
-
-def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict) and prefix + key not in ("rewards.weights", "rewards.sources"):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _explain(problem: Any) -> str:
-    """One mistake in words; an unknown key gets its nearest known names."""
-    location = [part for part in problem["loc"] if part not in _KINDS]
-    key = ".".join(map(str, location))
-    if problem["type"] == "extra_forbidden":
-        known: Any = Config
-        for part in location[:-1]:
-            known = Entry if isinstance(part, int) else known.model_fields[part].annotation
-        names = list(known.model_fields)
-        near = difflib.get_close_matches(str(location[-1]), names, n=3, cutoff=0.4) or names
-        return f"unknown key {key}, did you mean {' or '.join(near)}?"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    message = _MESSAGES.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = "" if problem["type"] == "value_error" else f", not {show(problem['input'])}"
-    return f"{key}: {message}{given}" if key else message
-
-
-_MESSAGES = {
-    "string_type": "input should be a text in quotes",
-    "list_type": 'input should be a list such as ["a", "b"]',
-    "model_type": "input should be a section of settings",
-}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 
 def read_text(path: Path, *, what: str, advice: str) -> str:
@@ -31,3 +33,14 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def inside(folder: Path, name: Any) -> Path | None:
+    """`folder / name`, or None when `name` is more than a plain file name or a link leads out of the folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name):
+        return None
+    try:
+        path = Path(os.path.realpath(folder / name))
+    except ValueError:  # characters that no file system knows
+        return None
+    return path if path.is_relative_to(os.path.realpath(folder)) else None

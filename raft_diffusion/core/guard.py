@@ -137,7 +137,7 @@ def guard_draws(train: Sequence[Prompt], held_out: Sequence[Prompt], count: int,
     draws = []
     for prompts, share in shares:
         if share < PER_PROMPT:
-            raise ValueError(f"{count} pictures are too few for the guard; give at least {PER_PROMPT * len(shares)}")
+            raise ValueError(f"{count} samples are too few for the guard; give at least {PER_PROMPT * len(shares)}")
         several = min(len(prompts), share // PER_PROMPT)
         for place in range(several):
             prompt = prompts[place * len(prompts) // several]

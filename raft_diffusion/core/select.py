@@ -136,6 +136,8 @@ class Select:
         that varies most always stays.
     diversity: >= 0; among the candidates whose keys lie at most this far below the best one left, the one wins that is
         farthest by `distance` from the nearest winner of its prompt in this round. 0: the best key always wins.
+    above: only a key above this wins, so that a group may have fewer than m winners, or none: the keys are an absolute
+        judgement, and candidates that are equally good all tell something.
 
     Raises ValueError for a combination that means nothing.
     """
@@ -149,6 +151,7 @@ class Select:
     min_spread: float = 0.0
     diversity: float = 0.0
     distance: Distance | None = None
+    above: float | None = None
 
     def __post_init__(self) -> None:
         _known_method(self.method)
@@ -185,6 +188,9 @@ class Select:
             raise ValueError("tau lets every candidate win, so diversity chooses nothing; leave one of them out")
         if self.diversity and self.distance is None:
             raise ValueError("diversity needs a distance between two samples; give one, or set diversity to 0")
+        others = self.tau is not None or self._across or self.min_spread or self.diversity
+        if self.above is not None and (self.method != "fixed" or others):
+            raise ValueError('above judges each raw key by itself: set method "fixed", and of the rest best alone')
 
     @property
     def _across(self) -> bool:
@@ -198,12 +204,20 @@ class Select:
             finalists = _finalists(groups, keys, self.best, drop_equal=False, choose=self._choose)
             count = self.top_count or max(1, round((self.top_fraction or 1) * len(finalists)))
             return Selection(keys, global_top(finalists, count=count))
+        if self.above is not None:
+            return Selection(keys, self._chosen(groups, keys, self.above))
         _check_spread(keys)
         places = self._telling(groups, keys)
         some, rows = [groups[p] for p in places], [keys[p] for p in places]
         if self.tau is not None:
             return Selection(keys, weighted(some, rows, tau=self.tau))
         return Selection(keys, _finalists(some, rows, self.best, drop_equal=True, choose=self._choose))
+
+    def _chosen(self, groups: Sequence[Group], keys: Keys, above: float) -> tuple[Winner, ...]:
+        finalists = _finalists(groups, keys, self.best, drop_equal=False)
+        if winners := tuple(winner for winner in finalists if winner.key > above):
+            return winners
+        raise ValueError(f"no candidate of any prompt has a key above {above:g}, so nothing can be learned from it")
 
     def _telling(self, groups: Sequence[Group], keys: Keys) -> list[int]:
         """The places of the groups whose choice says something."""

@@ -2,9 +2,11 @@
 
 config.toml, environment.json, metrics.jsonl
 rounds/001/round.json              the round's plain numbers
-rounds/001/candidates/             every picture or text, with metadata.jsonl (imagefolder layout)
-rounds/001/winners/                the winners again, with what training needs of them
+rounds/001/candidates/             every picture or text, what training needs of it, metadata.jsonl (imagefolder)
+rounds/001/winners/                the winners again
 rounds/001/adapter/                the adapter after the round
+rounds/001/choices.json            what a person chose, if one did
+rounds/002.waiting/                a round whose candidates wait for a person: candidates/, choices.json
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
 
-from .config import Config
-from .files import read_text, write_atomically
+from .choices import FILE as CHOICES
+from .choices import HUMAN
+from .files import write_atomically
 from .guard import Look
 from .looks import figures, write_look
 from .loop import group
-from .records import Draw, Group, Prompt, Round, Sample, Scored, Selection, Winner
+from .records import Group, Round, Sample, Scored, Selection, Winner
+from .rows import METADATA, checked, expect, is_integer, is_numbers, read_object, read_rows, to_draw, to_row
+from .settings import Settings
 
-METADATA = "metadata.jsonl"
 TUNER_BATCH = ("tuning.batch_size", "tuning.gradient_accumulation")
 
 
@@ -52,7 +56,7 @@ class RunFolder:
         root: Path,
         *,
         codec: Codec,
-        config: Config,
+        config: Settings,
         environment: Mapping[str, Any],
         may_change: Iterable[str] = (),
     ) -> RunFolder:
@@ -67,6 +71,8 @@ class RunFolder:
         (root / "rounds").mkdir(exist_ok=True)
         for leftover in (root / "rounds").glob(".*.partial"):
             shutil.rmtree(leftover)
+        for index in complete_rounds(root):  # it was killed between a round and the end of its wait
+            shutil.rmtree(waiting_folder(root, index), ignore_errors=True)
         facts = {"started": _started(root), **environment}
         write_atomically(root / "environment.json", json.dumps(facts, indent=1) + "\n")
         store = cls(root, codec=codec)
@@ -74,7 +80,7 @@ class RunFolder:
         return store
 
     @staticmethod
-    def check(root: Path, *, config: Config, may_change: Iterable[str] = ()) -> int:
+    def check(root: Path, *, config: Settings, may_change: Iterable[str] = ()) -> int:
         """Whether `open` would start or resume a run here; writes nothing. Returns how many rounds are complete.
 
         may_change: dotted keys, or whole sections, that may differ from the run's own configuration. The two sizes of
@@ -99,9 +105,9 @@ class RunFolder:
             raise ValueError(f"the run folder {root} cannot be written: {place} is closed to you; give another folder")
         path = root / "config.toml"
         if path.exists():
-            before = Config.load(path)
+            before = type(config).load(path)
             _refuse_gap(root)
-            if _completed(root):
+            if _completed(root) or waiting_folder(root, 1).is_dir():
                 _refuse_changes(before, config, tuple(may_change), root)
         elif root.is_dir() and any(entry.name != "config.toml.tmp" for entry in root.iterdir()):
             raise ValueError(f"{root} is not empty and holds no run; give a new folder")
@@ -129,19 +135,39 @@ class RunFolder:
         rows = []
         for members, keys in zip(round_.groups, round_.selection.keys, strict=True):
             for scored, key in zip(members.candidates, keys, strict=True):
-                rows.append(_row(scored, key, winners.get(scored.sample.id)))
+                rows.append(to_row(scored, key, winners.get(scored.sample.id)))
         candidates = [scored.sample for members in round_.groups for scored in members.candidates]
-        self._write_set(partial / "candidates", candidates, rows, keep=False)
-        won = [_row(w.candidate, w.key, w) for w in round_.selection.winners]
+        self._write_set(partial / "candidates", candidates, rows, keep=True)
+        won = [to_row(w.candidate, w.key, w) for w in round_.selection.winners]
         self._write_set(partial / "winners", [w.sample for w in round_.selection.winners], won, keep=True)
         (partial / "adapter").mkdir()
         policy.save(partial / "adapter")
         write_atomically(partial / "round.json", json.dumps(_summary(round_), indent=1) + "\n")
-        for path in [*partial.rglob("*"), partial]:
-            _flush(path)
-        os.rename(partial, final)
-        _flush(final.parent)
+        waiting = waiting_folder(self.root, round_.index)
+        if (waiting / CHOICES).is_file():
+            shutil.copyfile(waiting / CHOICES, partial / CHOICES)
+        _rename_whole(partial, final)
+        shutil.rmtree(waiting, ignore_errors=True)
         self._write_metrics()
+
+    def wait(self, index: int, samples: Sequence[Sample]) -> None:
+        """Keep the candidates of a round that waits for a person, so that no stop loses them."""
+        final = waiting_folder(self.root, index)
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        rows = [to_row(Scored(sample, {HUMAN: 0.0}), 0.0, None) for sample in samples]
+        self._write_set(partial / "candidates", samples, rows, keep=True)
+        _rename_whole(partial, final)
+
+    def waits(self, index: int) -> bool:
+        return waiting_folder(self.root, index).is_dir()
+
+    def waiting(self, index: int) -> list[Sample]:
+        """The candidates of a round that waits, as they were sampled. Raises ValueError where one is lost."""
+        folder = waiting_folder(self.root, index) / "candidates"
+        rows = [checked(row, place) for place, row in read_rows(folder / METADATA)]
+        data = self._codec.read_samples(folder, rows)
+        return [Sample(to_draw(row), item) for row, item in zip(rows, data, strict=True)]
 
     def save_look(self, look: Look) -> None:
         """Write what the guard saw after a round, and its numbers into the round's line of metrics.jsonl."""
@@ -155,7 +181,7 @@ class RunFolder:
         lines = []
         for index in range(1, self.completed() + 1):
             seen = figures(self.root, index)
-            row = _read_object(self._folder(index) / "round.json")
+            row = read_object(self._folder(index) / "round.json")
             lines.append(json.dumps(row | ({"guard": seen} if seen else {})) + "\n")
         write_atomically(self.root / "metrics.jsonl", "".join(lines))
 
@@ -169,10 +195,10 @@ class RunFolder:
 
     def _read(self, index: int) -> Round:
         folder = self._folder(index)
-        rows = [_checked(row, place) for place, row in _read_rows(folder / "winners" / METADATA)]
+        rows = [checked(row, place) for place, row in read_rows(folder / "winners" / METADATA)]
         data = self._codec.read_samples(folder / "winners", rows)
         winners = tuple(_winner(row, item) for row, item in zip(rows, data, strict=True))
-        return Round(index, (), Selection((), winners), _read_object(folder / "round.json")["figures"])
+        return Round(index, (), Selection((), winners), read_object(folder / "round.json")["figures"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,12 +231,35 @@ def read_metrics(root: Path) -> list[dict[str, Any]]:
     """
     _some_rounds(root)
     metrics = []
-    for place, row in _read_rows(root / "metrics.jsonl"):
-        _expect(_is_integer(row.get("round")), place, "round is no integer")
+    for place, row in read_rows(root / "metrics.jsonl"):
+        expect(is_integer(row.get("round")), place, "round is no integer")
         for key in ("mean", "deviation"):  # an older version wrote no deviation
-            _expect(_is_numbers(row.get(key, {} if key == "deviation" else None)), place, f"{key} holds no numbers")
+            expect(is_numbers(row.get(key, {} if key == "deviation" else None)), place, f"{key} holds no numbers")
         metrics.append(row)
     return metrics
+
+
+def waiting_folder(root: Path, index: int) -> Path:
+    """Where the candidates of a round wait for a person."""
+    return _folder(root, index).with_name(f"{index:03d}.waiting")
+
+
+def waiting_round(root: Path) -> StoredRound | None:
+    """The round that waits for a person, if one does: it follows on the last complete one. Nobody has won in it yet."""
+    index = _completed(root) + 1
+    folder = waiting_folder(root, index)
+    return _stored_round(folder, index) if folder.is_dir() else None
+
+
+def stored_round(root: Path, index: int) -> StoredRound:
+    """One complete round. Raises ValueError for one that the run does not have, and as `stored_rounds` does."""
+    if not 1 <= index <= (last := _some_rounds(root)):
+        raise ValueError(f"{root} has no complete round {index}; give 1{f' to {last}' if last > 1 else ''}")
+    return _stored_round(_folder(root, index), index)
+
+
+def round_folder(root: Path, index: int) -> Path:
+    return _folder(root, index)
 
 
 def complete_rounds(root: Path) -> list[int]:
@@ -261,12 +310,12 @@ def _stored_round(folder: Path, index: int) -> StoredRound:
     keys: dict[str, float] = {}
     winners: set[str] = set()
     names: set[str] = set()
-    for place, row in _read_rows(path):
-        draw = _draw(_checked(row, place))
+    for place, row in read_rows(path):
+        draw = to_draw(checked(row, place))
         names = names or set(row["scores"])
-        _expect(row["id"] == draw.id, place, f"its id {row['id']!r} is not that of its prompt ({draw.id})")
-        _expect(draw.id not in scored, place, f"sample {draw.id} was there before")
-        _expect(set(row["scores"]) == names, place, "its rewards are not those of the first line")
+        expect(row["id"] == draw.id, place, f"its id {row['id']!r} is not that of its prompt ({draw.id})")
+        expect(draw.id not in scored, place, f"sample {draw.id} was there before")
+        expect(set(row["scores"]) == names, place, "its rewards are not those of the first line")
         scored[draw.id] = Scored(Sample(draw, path.parent / row["file_name"]), row["scores"])
         keys[draw.id] = row["key"]
         if row["winner"]:
@@ -276,69 +325,7 @@ def _stored_round(folder: Path, index: int) -> StoredRound:
     return StoredRound(index, groups, frozenset(winners), ranks)
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its place for a complaint."""
-    empty = True
-    for number, line in enumerate(_text_of(path).split("\n"), start=1):
-        if line:
-            empty = False
-            yield f"{path}, line {number}", _parse_object(line, f"{path}, line {number}")
-    if empty:
-        raise ValueError(f"{path} is empty; put it back from a copy of the run")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return _parse_object(_text_of(path), str(path))
-
-
-def _text_of(path: Path) -> str:
-    return read_text(path, what="run file", advice="put it back from a copy of the run")
-
-
-def _parse_object(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{place} is no JSON object; put it back from a copy of the run")
-    return value
-
-
-def _expect(holds: bool, place: str, problem: str) -> None:
-    if not holds:
-        raise ValueError(f"{place} is damaged: {problem}; put it back from a copy of the run")
-
-
-def _checked(row: dict[str, Any], place: str) -> dict[str, Any]:
-    """A line of a metadata file as `_row` writes it."""
-    for key in ("file_name", "text", "negative", "id"):
-        _expect(isinstance(row.get(key), str), place, f"{key} is no text")
-    for key in ("k", "group", "seed"):
-        _expect(_is_integer(row.get(key)), place, f"{key} is no integer")
-    for key in ("prompt_weight", "key"):
-        _expect(_is_number(row.get(key)), place, f"{key} is no finite number")
-    _expect(isinstance(row.get("winner"), bool), place, "winner is neither true nor false")
-    _expect(bool(row.get("scores")) and _is_numbers(row["scores"]), place, "scores holds no numbers by reward")
-    name = row["file_name"]
-    plain = name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", "..")
-    _expect(plain, place, "file_name is no plain file name")
-    return row
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
-
-
-def _refuse_changes(old: Config, new: Config, may_change: tuple[str, ...], root: Path) -> None:
+def _refuse_changes(old: Settings, new: Settings, may_change: tuple[str, ...], root: Path) -> None:
     before, after = old.flat(), new.flat()
     allowed = {key for key in after if any(key == name or key.startswith(f"{name}.") for name in may_change)}
     changed = [key for key in after if key not in allowed and before.get(key) != after[key]]
@@ -356,31 +343,8 @@ def _refuse_changes(old: Config, new: Config, may_change: tuple[str, ...], root:
         )
 
 
-def _row(scored: Scored, key: float, winner: Winner | None) -> dict[str, Any]:
-    draw = scored.sample.draw
-    return {
-        "text": draw.prompt.text,
-        "negative": draw.prompt.negative,
-        "prompt_weight": draw.prompt.weight,
-        "id": draw.id,
-        "prompt_id": draw.prompt.id,
-        "group": draw.group,
-        "k": draw.k,
-        "seed": draw.seed,
-        "scores": dict(scored.scores),
-        "key": key,
-        "winner": winner is not None,
-        "weight": winner.weight if winner else 0.0,
-    }
-
-
-def _draw(row: Mapping[str, Any]) -> Draw:
-    prompt = Prompt(row["text"], negative=row["negative"], weight=row["prompt_weight"])
-    return Draw(prompt, row["k"], row["seed"], group=row["group"])
-
-
 def _winner(row: Mapping[str, Any], data: Any) -> Winner:
-    return Winner(Scored(Sample(_draw(row), data), row["scores"]), row["key"], row["weight"])
+    return Winner(Scored(Sample(to_draw(row), data), row["scores"]), row["key"], row["weight"])
 
 
 def _summary(round_: Round) -> dict[str, Any]:
@@ -396,6 +360,14 @@ def _summary(round_: Round) -> dict[str, Any]:
         "best": {name: statistics.fmean(c.scores[name] for c in winners) for name in names},
         "figures": dict(round_.figures),
     }
+
+
+def _rename_whole(partial: Path, final: Path) -> None:
+    """Everything in it reaches the disk before its name does."""
+    for path in [*partial.rglob("*"), partial]:
+        _flush(path)
+    os.rename(partial, final)
+    _flush(final.parent)
 
 
 def _flush(path: Path) -> None:

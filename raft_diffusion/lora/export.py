@@ -29,14 +29,13 @@ from .kohya import (
     to_kohya,
     with_hashes,
 )
-from .metadata import POCKET, Facts, gather, metadata, read_evaluation
+from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, read_evaluation, result_round
 from .tensors import DTYPES, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 FORMATS = ("kohya", "diffusers")
-RESERVED = ("none", "addams")  # names that AUTOMATIC1111 takes for something else
 TOLERANCE = {"fp16": 1e-3, "bf16": 1e-2, "fp32": 1e-6}  # of a layer's change, relative, after rounding
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TELLING = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"  # (640, 768)
@@ -78,8 +77,8 @@ def plan_export(
     """Check everything that can be refused before anything is written.
 
     last_round: the LoRA after this round, None for the last. dtype: "fp16", "bf16" or "fp32". out: the LoRA's file,
-    None for RUN/export/NAME.safetensors. tags: whether the files may tell the prompts. sides: the files beside it, for
-    kohya's format alone. force: replace what is there. Raises ValueError.
+    None for RUN/export/NAME.safetensors. tags: whether the files may tell the prompts. sides: the files beside it; the
+    diffusers format has the card alone. force: replace what is there. Raises ValueError.
     """
     for what, value, known in (("format", format_, FORMATS), ("dtype", dtype, tuple(DTYPES))):
         if value not in known:
@@ -90,10 +89,11 @@ def plan_export(
     config = Config.load(run / "config.toml")
     is_pocket = config.model == POCKET
     lora = _lora_of(run, last_round)
-    target = out or run / "export" / f"{_default_stem(config.name, last_round, is_pocket)}.safetensors"
+    target = out or run / "export" / f"{default_stem(config.name, last_round, is_pocket=is_pocket)}.safetensors"
     _check_name(target)
-    notes, wanted = [], () if format_ == "diffusers" else tuple(sides)
-    evaluation = None if last_round and last_round < _rounds_of(run)[-1] else read_evaluation(run)
+    notes, wanted = [], tuple(side for side in sides if side == ".md" or format_ == "kohya")
+    result = result_round(run, _rounds_of(run)[-1])
+    evaluation = read_evaluation(run) if last_round in (None, result) else None
     if ".png" in wanted and not has_preview(run, evaluation):
         wanted = tuple(side for side in wanted if side != ".png")
         notes.append("no preview: this round was not evaluated, so there are no pictures with and without it")
@@ -115,12 +115,14 @@ def plan_export(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written. trigger: the words that call the LoRA up; notes: what would not load it, and why."""
+    """What was written. trigger: the words that call the LoRA up; weight: the strength to use it at; notes: what would
+    not load it, and why."""
 
     rank: int
     alpha: float
     layers: int
     trigger: str
+    weight: float
     notes: tuple[str, ...]
 
 
@@ -139,11 +141,7 @@ def write_export(export: Export) -> Exported:
     """
     stored = read_lora(export.lora)
     modules = read_modules(stored)
-    if export.format == "diffusers":
-        tensors, keys = _diffusers(export), _adapter_metadata(export.lora)
-        _write([(export.target, lambda path: write_tensors(path, tensors, keys))])
-        return Exported(rank=stored.rank, alpha=stored.alpha, layers=len(modules), trigger="", notes=())
-    if not export.is_pocket:
+    if export.format == "kohya" and not export.is_pocket:
         modules = _for_stable_diffusion(modules, export.lora)
     facts = gather(
         export.run,
@@ -154,20 +152,28 @@ def write_export(export: Export) -> Exported:
         tags=export.tags,
     )
     picture = preview(export.run, facts.evaluation) if ".png" in export.sides and facts.evaluation else None
-    keys = metadata(facts) | ({"modelspec.thumbnail": thumbnail(picture)} if picture else {})
-    tensors = to_kohya(modules, dtype=export.dtype)
     problems: list[str] = []
 
-    def write_lora(path: Path) -> None:
+    def write_kohya(path: Path) -> None:
+        keys = metadata(facts) | ({"modelspec.thumbnail": thumbnail(picture)} if picture else {})
+        tensors = to_kohya(modules, dtype=export.dtype)
         write_tensors(path, tensors, with_hashes(tensors, keys))
         problems.extend(check_file(path, modules, dtype=export.dtype, facts=facts))
 
-    card = model_card(facts, picture=picture is not None)
+    def write_diffusers(path: Path) -> None:
+        write_tensors(path, _diffusers(export), _adapter_metadata(export.lora))
+
+    card = model_card(facts, format_=export.format, picture=picture is not None)
     beside = {".png": picture or b"", ".json": sidecar(facts).encode("utf-8"), ".md": card.encode("utf-8")}
     writers = [(export.target.with_suffix(side), _writer(beside[side])) for side in export.sides]
-    _write([(export.target, write_lora), *writers])
+    _write([(export.target, write_kohya if export.format == "kohya" else write_diffusers), *writers])
     return Exported(
-        rank=stored.rank, alpha=stored.alpha, layers=len(modules), trigger=facts.trigger, notes=tuple(problems)
+        rank=stored.rank,
+        alpha=stored.alpha,
+        layers=len(modules),
+        trigger=facts.trigger,
+        weight=facts.weight,
+        notes=tuple(problems),
     )
 
 
@@ -297,14 +303,6 @@ def _check_place(export: Export, *, force: bool) -> None:
             f"--out {target}: this LoRA is for the carried model, which no WebUI has; so that nobody tries, call it "
             f"{better}"
         )
-
-
-def _default_stem(name: str, last_round: int | None, is_pocket: bool) -> str:
-    if is_pocket and not name.startswith(f"{POCKET}-"):
-        name = f"{POCKET}-{name}"
-    if name.lower() in RESERVED:
-        name = f"raft-{name}"
-    return name if last_round is None else f"{name}-round{last_round}"
 
 
 def _rounds_of(run: Path) -> list[int]:

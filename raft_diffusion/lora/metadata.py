@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -16,10 +16,12 @@ from typing import Any
 
 from ..core.config import Config
 from ..core.files import read_text
+from ..core.looks import read_ending
 from ..core.store import stored_rounds
 from ..sd15 import HUB_ID
 
 POCKET = "pocket"
+RESERVED = ("none", "addams")  # names that AUTOMATIC1111 takes for something else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class Facts:
     """What a run is known by.
 
     stem: the file's name without its ending, which is the LoRA's name in WebUIs. rank, alpha: as trained.
-    winners: prompt -> how often it won in `rounds` rounds. evaluation: of these rounds, None where there was none.
+    rounds: that the LoRA has learned from, of `finished` ones: the guard may have kept an earlier round's.
+    winners: prompt -> how often it won in `rounds` rounds. evaluation: of this LoRA, None where there was none.
     tags: whether the prompts may be told.
     """
 
@@ -37,6 +40,7 @@ class Facts:
     alpha: float
     started: datetime
     rounds: int
+    finished: int
     winners: Mapping[str, int]
     evaluation: Mapping[str, Any] | None
     tags: bool
@@ -46,6 +50,11 @@ class Facts:
         return self.config.model == POCKET
 
     @property
+    def weight(self) -> float:
+        """The strength at which it was evaluated and is to be used."""
+        return self.config.sampling.lora_scale
+
+    @property
     def prompts(self) -> list[str]:
         """The prompts that won, most frequent first."""
         return sorted(self.winners, key=lambda text: (-self.winners[text], text)) if self.tags else []
@@ -53,10 +62,25 @@ class Facts:
     @property
     def trigger(self) -> str:
         """The words that all of them begin or end with: "monet style" of "monet style cat" and "monet style dog"."""
-        texts = [text.split() for text in self.prompts]
-        head = _shared(texts)
-        tail = _shared([words[len(head) :][::-1] for words in texts])[::-1]
-        return " ".join([*head, *tail])
+        return trigger_words(self.prompts)
+
+
+def trigger_words(prompts: Iterable[str]) -> str:
+    """The words that all of these prompts begin or end with."""
+    texts = [text.split() for text in prompts]
+    head = _shared(texts)
+    tail = _shared([words[len(head) :][::-1] for words in texts])[::-1]
+    return " ".join([*head, *tail])
+
+
+def default_stem(name: str, last_round: int | None, *, is_pocket: bool) -> str:
+    """What an exported LoRA is called unless its user says otherwise. name: the configuration's; last_round: see
+    `gather`."""
+    if is_pocket and not name.startswith(f"{POCKET}-"):
+        name = f"{POCKET}-{name}"
+    if name.lower() in RESERVED:
+        name = f"raft-{name}"
+    return name if last_round is None else f"{name}-round{last_round}"
 
 
 def _shared(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -66,12 +90,13 @@ def _shared(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def gather(run: Path, *, stem: str, rank: int, alpha: float, last_round: int | None, tags: bool) -> Facts:
-    """The facts of a run up to a round, or of all its rounds; its dates are the run's own.
+    """The facts of a run up to a round, None for the one whose LoRA is its result; its dates are the run's own.
 
     Raises ValueError for a folder without a complete round, and for damaged files.
     """
     rounds = list(stored_rounds(run))
-    last = last_round or len(rounds)
+    result = result_round(run, len(rounds))
+    last = result if last_round is None else last_round
     winners = Counter(
         scored.sample.prompt.text
         for round_ in rounds[:last]
@@ -86,10 +111,18 @@ def gather(run: Path, *, stem: str, rank: int, alpha: float, last_round: int | N
         alpha=alpha,
         started=_started(run / "environment.json"),
         rounds=last,
+        finished=len(rounds),
         winners=dict(winners),
-        evaluation=read_evaluation(run) if last == len(rounds) else None,  # an earlier round was not evaluated
+        evaluation=read_evaluation(run) if last == result else None,  # no other round was evaluated
         tags=tags,
     )
+
+
+def result_round(run: Path, finished: int) -> int:
+    """The round whose LoRA is the result of a run of so many rounds: the last, or the one that its guard kept; 0 for
+    what the run started from."""
+    ending = read_ending(run, after=finished)
+    return finished if ending is None else ending.keep
 
 
 def read_evaluation(run: Path) -> Mapping[str, Any] | None:
@@ -219,7 +252,7 @@ def usage_hint(facts: Facts) -> str:
     made = f"{sampling.width}x{sampling.height}, {sampling.scheduler}, {sampling.num_inference_steps} steps"
     made += f", clip skip {sampling.clip_skip}" if sampling.clip_skip > 1 else ""
     words = f' Write "{facts.trigger}" in the prompt.' if facts.trigger else ""
-    return f"Weight 1.{words} Trained at {made}, CFG scale {sampling.guidance_scale:g}."
+    return f"Weight {facts.weight:g}.{words} Trained at {made}, CFG scale {sampling.guidance_scale:g}."
 
 
 def description(facts: Facts) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import ranks_by_log_ratio
+from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
 from ..guarding import watch_of
 from ..rewards import LOG_RATIO_LEVELS
@@ -108,7 +108,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     images, ood_pairs = images_per_round(config), tests.ood_pairs if config.prompts.held_out else 0
     tested, looked = 2 * (tests.pairs + ood_pairs), look_images(config)
     calls, looks = unet_calls(sampling.scheduler, sampling.num_inference_steps, networks), log_ratio_looks(config)
-    guided = any(collects_guided(config)) or sampling.guidance_scale > 1
+    guided = any(guided_shares(config)) or sampling.guidance_scale > 1
     most = max(images, tests.pairs, ood_pairs, looked)
 
     def peak(changed: Config) -> int:
@@ -133,7 +133,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
         width=sampling.width,
         height=sampling.height,
         steps=sampling.num_inference_steps,
-        unet_evaluations=images * sum(calls * (2 if twice else 1) + looks for twice in collects_guided(config)),
+        unet_evaluations=round(images * sum(calls * (1 + share) + looks for share in guided_shares(config))),
         tuning_steps=config.rounds * tuning.steps,
         tuning_samples=config.rounds * tuning.steps * tuning.gradient_accumulation * tuning.batch_size,
         guard_images=(config.rounds + 1) * looked,
@@ -154,9 +154,12 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     )
 
 
-def collects_guided(config: Config) -> list[bool]:
-    """For each round whether its candidates are collected with guidance, which takes the UNet twice."""
-    return [config.collect_guidance(index) > 1 for index in range(1, config.rounds + 1)]
+def guided_shares(config: Config) -> list[float]:
+    """For each round the share of its candidates that are collected with guidance, which takes the UNet twice. Those
+    of the base are guided as in round 1."""
+    fresh = config.sampling.base_share
+    first, *_ = guided = [config.collect_guidance(index) > 1 for index in range(1, config.rounds + 1)]
+    return [fresh * first + (1 - fresh) * now for now in guided]
 
 
 def log_ratio_looks(config: Config) -> int:
@@ -178,7 +181,7 @@ def look_images(config: Config) -> int:
 
 def sampling_rows(config: Config) -> int:
     """The rows of a full batch of candidates in the UNet: a guided picture takes two."""
-    return min(config.sampling.batch_size, images_per_round(config)) * (2 if any(collects_guided(config)) else 1)
+    return min(config.sampling.batch_size, images_per_round(config)) * (2 if any(guided_shares(config)) else 1)
 
 
 def unet_calls(scheduler: str, steps: int, networks: Networks) -> int:
@@ -226,7 +229,7 @@ def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None
             step += speed.train(parts.text_encoder, tuning.batch_size, half=half)
         if tuning.anti_drift:
             step += speed.forward(parts.unet, tuning.batch_size)
-    guided, decoder, looks = collects_guided(config), parts.tiny_decoder, log_ratio_looks(config)
+    guided, decoder, looks = guided_shares(config), parts.tiny_decoder, log_ratio_looks(config)
     share = sum(guided) / len(guided)
     with_guidance, without = (
         _pictures(parts, decoder, speed, count=images, batch=batch, calls=calls, guided=twice, looks=looks)
@@ -263,12 +266,9 @@ def _batches(count: int, size: int) -> list[tuple[int, int]]:
 
 def _disk(config: Config, parts: Parts, latent: tuple[int, int], images: int) -> int:
     picture = PNG_BYTES * config.sampling.width * config.sampling.height
-    row = picture + LINE_BYTES
-    kept = row + FLOAT * 4 * latent[0] * latent[1]
+    kept = picture + LINE_BYTES + FLOAT * 4 * latent[0] * latent[1]
     shown = 2 * EXAMPLES * picture * (1 + 4 / 3)  # once as files, once in the page as base64
-    return round(
-        config.rounds * (images * row + _winners(config, images) * kept + parts.adapter) + parts.adapter + shown
-    )
+    return round(config.rounds * ((images + _winners(config, images)) * kept + parts.adapter) + parts.adapter + shown)
 
 
 def _winners(config: Config, images: int) -> int:
@@ -289,6 +289,8 @@ def _card_name(device: str, machine: Machine) -> str:
 
 def _notes(config: Config, machine: Machine, device: str) -> list[str]:
     notes = []
+    if ranks_by_person(config.rewards.weights):
+        notes.append("you rank every round: the time that you take to choose is not counted")
     if config.rewards.custom:
         notes.append("reward functions of your own are not counted")
     if device == "cuda" and machine.card is None:

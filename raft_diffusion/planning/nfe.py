@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.config import Config
-from .forecast import collects_guided, images_per_round, log_ratio_looks, unet_calls
+from .forecast import guided_shares, images_per_round, log_ratio_looks, unet_calls
 from .networks import find_networks
 
 
@@ -22,10 +22,10 @@ def evaluations(config: Config, rounds: int) -> Evaluations:
     """What the first `rounds` rounds cost; the pictures of the guard and of an evaluation are not counted."""
     calls = unet_calls(config.sampling.scheduler, config.sampling.num_inference_steps, find_networks(config.model))
     images, looks = images_per_round(config), log_ratio_looks(config)
-    guided = sum(collects_guided(config)[:rounds])
+    guided = sum(guided_shares(config)[:rounds])
     tuning = config.tuning
     seen = tuning.steps * tuning.batch_size * tuning.gradient_accumulation
     return Evaluations(
-        sampling=images * (calls * (rounds + guided) + looks * rounds),
+        sampling=round(images * (calls * (rounds + guided) + looks * rounds)),
         tuning=rounds * seen * (2 if tuning.anti_drift else 1),
     )

@@ -67,12 +67,15 @@ def base_rows(count: int, pictures: Path | None = None) -> list[Row]:
     import torch
 
     from ..assemble import user_settings
+    from ..core.config import Config
     from ..diffusion import DiffusionPolicy, load
-    from ..runs import load_config
+    from ..jobs import PRESETS
     from .judge import Judge
 
     judge = Judge.load(JUDGE)
-    settings, small = (user_settings(load_config(name)) for name in ("pocket-monet", "pocket-resolution"))
+    settings, small = (
+        user_settings(Config.load(PRESETS / f"{name}.toml")) for name in ("pocket-monet", "pocket-resolution")
+    )
     policy = DiffusionPolicy(load(str(MODEL), device="cpu", dtype=torch.float32), settings=settings)
     others = [f"{style} {name}" for style in OTHERS for name in OBJECTS]
     animals = [f"{MONET} {name}" for name in ANIMALS]

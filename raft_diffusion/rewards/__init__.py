@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from textwrap import indent
 
+from ..core.choices import HUMAN
+
 
 @dataclass(frozen=True, slots=True)
 class RewardInfo:
@@ -147,6 +149,8 @@ def check_names(names: Iterable[str]) -> None:
                 f"{LOG_RATIO} compares the model that is being tuned with its base, so it scores in a run alone: "
                 f"set rewards.weights.{LOG_RATIO} there, such as -0.1"
             )
+        elif name == HUMAN:
+            raise ValueError(f"{HUMAN} is you, who rank a run while it goes on: train --reward {HUMAN}, then its page")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? It" if near else "it"

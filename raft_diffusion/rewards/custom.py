@@ -1,4 +1,5 @@
-"""A user's own reward: any function `(images, prompts) -> numbers`, named as "module:function"."""
+"""A user's own reward: any function `(images, prompts) -> numbers`, named as "module:function"; of text,
+`(texts, prompts) -> numbers`."""
 
 from __future__ import annotations
 
@@ -11,36 +12,37 @@ import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from ..core.loop import Reward
 from ..core.records import Sample
 from . import split_custom
 
 
-def load_custom(name: str) -> Reward:
+def load_custom(name: str, *, datum: Literal["image", "text"] = "image") -> Reward:
     """The reward behind "module:function"; a module in the current folder is found. Its name is the function's.
 
-    The function takes a list of PIL images and the list of their prompts and returns one number for each, higher is
-    better. Raises ValueError for a name that leads to no such function, and when it scores: for a function that
+    The function takes a list of PIL images, or of the texts that answer the prompts, and the list of their prompts, and
+    returns one number for each, higher is better. datum: which of the two the samples hold.
+    Raises ValueError for a name that leads to no such function, and when it scores: for a function that
     raises, by the first sample that makes it do so, and for what is no list. `core.loop.score` refuses the rest.
     """
     module_name, function_name = split_custom(name)
-    function = _find(name, _import(name, module_name), function_name)
+    function = _find(name, _import(name, module_name), function_name, datum)
 
     def reward(samples: Sequence[Sample]) -> Mapping[str, Sequence[Any]]:
-        images, prompts = [sample.data.image for sample in samples], [sample.prompt.text for sample in samples]
+        data, prompts = [getattr(sample.data, datum) for sample in samples], [sample.prompt.text for sample in samples]
         try:
-            values: Any = function(images, prompts)
+            values: Any = function(data, prompts)
         except Exception as error:
-            where = _where(function, images, prompts, samples)
+            where = _where(function, data, prompts, samples)
             raise ValueError(f"reward {name!r} failed on {where}: {_told(error)}") from error
         ordered = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping, Set))
         if not ordered or getattr(values, "ndim", 1) == 0:
             kind = "" if values is None else f" ({type(values).__name__})"
             raise ValueError(
                 f"reward {name!r} returned {reprlib.repr(values)}{kind} for the samples from {samples[0].id} on; "
-                "it must return a list with one number a picture"
+                f"it must return a list with one number {'a picture' if datum == 'image' else 'a text'}"
             )
         return {function_name: [_plain(value) for value in values]}
 
@@ -67,7 +69,7 @@ def _import(name: str, module_name: str) -> ModuleType:
         ) from error
 
 
-def _find(name: str, module: ModuleType, function_name: str) -> Callable[..., Any]:
+def _find(name: str, module: ModuleType, function_name: str, datum: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
@@ -84,32 +86,31 @@ def _find(name: str, module: ModuleType, function_name: str) -> Callable[..., An
         signature.bind([], [])
     except TypeError as error:
         raise ValueError(
-            f"the reward {name!r} takes {signature} and must take the list of pictures and the list of their prompts, "
-            f"as in def {function_name}(images, prompts)"
+            f"the reward {name!r} takes {signature} and must take the list of "
+            f"{'pictures' if datum == 'image' else 'texts'} and the list of their prompts, "
+            f"as in def {function_name}({datum}s, prompts)"
         ) from error
     return function
 
 
-def _where(
-    function: Callable[..., Any], images: Sequence[Any], prompts: Sequence[str], samples: Sequence[Sample]
-) -> str:
+def _where(function: Callable[..., Any], data: Sequence[Any], prompts: Sequence[str], samples: Sequence[Sample]) -> str:
     """The sample on which the function fails: halves are tried until one is left, which
     costs no more than one further call with all of them."""
     low, high = 0, len(samples)
     while high - low > 1:
         middle = (low + high) // 2
-        if _fails(function, images[low:middle], prompts[low:middle]):
+        if _fails(function, data[low:middle], prompts[low:middle]):
             high = middle
         else:
             low = middle
-    if _fails(function, images[low:high], prompts[low:high]):
+    if _fails(function, data[low:high], prompts[low:high]):
         return f"sample {samples[low].id} ({samples[low].prompt.text!r})"
     return f"the {len(samples)} samples from {samples[0].id} on, though on none of them alone"
 
 
-def _fails(function: Callable[..., Any], images: Sequence[Any], prompts: Sequence[str]) -> bool:
+def _fails(function: Callable[..., Any], data: Sequence[Any], prompts: Sequence[str]) -> bool:
     try:
-        function(images, prompts)
+        function(data, prompts)
     except Exception:
         return True
     return False

@@ -67,7 +67,7 @@ def test_no_seed_is_a_candidates_or_the_evaluations():
 
 
 def test_too_few_draws_are_refused():
-    with pytest.raises(ValueError, match="7 pictures are too few for the guard; give at least 8"):
+    with pytest.raises(ValueError, match="7 samples are too few for the guard; give at least 8"):
         guard_draws(TRAIN, OTHERS, 7, seed=1)
 
 

@@ -113,7 +113,8 @@ def test_layout(tmp_path):
     for row in candidates + winners:
         assert (folder / "candidates" / row["file_name"]).is_file()
         assert row["file_name"] == f"{row['id']}.txt"
-    assert not (folder / "candidates" / "latents.json").exists()
+    every = {c.sample.id: c.sample.data for group in round_.groups for c in group.candidates}
+    assert json.loads((folder / "candidates" / "latents.json").read_text()) == every  # a person may choose any of them
 
 
 def test_rows_hold_what_ranking_again_needs(tmp_path):

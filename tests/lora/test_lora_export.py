@@ -220,7 +220,7 @@ def test_the_diffusers_format_is_the_adapter_with_its_minimal_metadata_alone(run
     code, out, _ = call("export", run, "--format", "diffusers", "--dtype", "fp32")
     assert code == 0 and 'weight_name="monet-cat.safetensors"' in out
     path = run / "export" / "monet-cat.safetensors"
-    assert [file.name for file in (run / "export").iterdir()] == [path.name]
+    assert sorted(file.name for file in (run / "export").iterdir()) == ["monet-cat.md", path.name]
     adapter = run / "rounds" / "002" / "adapter" / "pytorch_lora_weights.safetensors"
     assert {n: t.tolist() for n, t in load_file(path).items()} == {n: t.tolist() for n, t in load_file(adapter).items()}
     said = metadata(path)

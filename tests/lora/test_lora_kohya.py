@@ -313,7 +313,7 @@ def test_the_export_is_read_back_by_lora(tmp_path, dtype):
     """What `sample`, `evaluate` and `train` read of a kohya file of ours is what was trained."""
     from raft_diffusion.assemble import make_base
     from raft_diffusion.diffusion.lora_weights import load_weights
-    from raft_diffusion.runs import load_config
+    from raft_diffusion.jobs import load_config
 
     policy = make_base(load_config("pocket-monet"))
     policy.add_adapter(rank=4, alpha=2.0, targets=("attention", "convolution"), text_encoder=True, seed=1)

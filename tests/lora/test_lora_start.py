@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import raft_diffusion as rd
 from raft_diffusion import assemble, cli
+from raft_diffusion.jobs import load_config
 from raft_diffusion.lora.file import FILE_NAME
-from raft_diffusion.runs import load_config
 
 BASE = """
 name = "tiny"

@@ -133,7 +133,27 @@ def test_nothing_else_opens_the_judges_weights():
             names = (getattr(node, field, None) for field in ("id", "attr", "name"))
             if isinstance(node, (ast.Name, ast.Attribute, ast.alias)) and "JUDGE" in names:
                 users.add(name)
-    assert users == {"raft_diffusion.pocket", "raft_diffusion.pocket.quality", "raft_diffusion.scales"}
+    pictures = {"raft_diffusion.pocket", "raft_diffusion.pocket.quality", "raft_diffusion.scales"}
+    assert users == pictures | {"raft_diffusion.llm.pocket", "raft_diffusion.llm.judges"}
+
+
+def test_the_judge_of_texts_is_reached_by_the_evaluation_alone():
+    """`llm.assemble` makes every object of a text run; of what it holds, one function asks for judges."""
+    goal, judges = "raft_diffusion.llm.pocket.judge", "raft_diffusion.llm.judges"
+    edges = graph(PACKAGE)
+    making = {"raft_diffusion.llm.pocket.recipe", "raft_diffusion.llm.pocket.build"}
+    assert importers(PACKAGE, goal) == making | {judges}
+    assert importers(PACKAGE, judges) == {"raft_diffusion.llm.assemble"}
+    of_texts = {name for name in edges if name.startswith("raft_diffusion.llm")}
+    clean = of_texts - making - {goal, judges, "raft_diffusion.llm.assemble"}
+    assert len(clean) > 15
+    clean |= {name for name in edges if name.startswith(("raft_diffusion.core", "raft_diffusion.rewards"))}
+    clean |= {"raft_diffusion.guarding", "raft_diffusion.report", "raft_diffusion.terminal"}
+    assert {name: way(edges, name, goal) for name in sorted(clean) if way(edges, name, goal)} == {}
+    path = PACKAGE / "llm" / "assemble.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parts = [node for node in tree.body if judges in imported("raft_diffusion.llm.assemble", path, node)]
+    assert [node.name for node in parts if isinstance(node, ast.FunctionDef)] == ["run_evaluation"] and len(parts) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Maximum likelihood on the winners' completions: the last step of a RAFT round (arXiv:2304.06767, algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from ..core.records import Winner
+from .log_prob import log_probs
+from .policy import TextPolicy
+
+NEGLIGIBLE = 1e-6
+"""A winner of a smaller share of the mean weight would cost its forward pass and teach nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTuner:
+    """Trains the policy's adapter in place; it satisfies `core.loop.Tuner`.
+
+    steps: of AdamW. batch_size: winners a forward pass; gradient_accumulation: forward passes a step.
+    learning_rate: after `warmup_steps` of linear warm-up it is constant. max_grad_norm: gradient clipping.
+    progress: called with ("tune", step, steps).
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number above 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
+
+    def __call__(self, policy: TextPolicy, winners: Sequence[Winner], *, seed: int) -> dict[str, float]:
+        """The same winners and seed give the same weights. Every winner is used equally often, give or take one.
+
+        The loss of a step is the sum of weight x minus log p over its completions' tokens, divided by their number:
+        how a step is split into forward passes changes nothing. Prompt and padding have no loss.
+        Returns the mean "loss" and the mean "grad_norm" (before clipping) over the steps.
+        Raises ValueError for winners that it cannot learn from, RuntimeError when the loss is not finite.
+        """
+        usable = _usable(winners)
+        order = _epochs(len(usable), torch.Generator("cpu").manual_seed(seed))
+        parameters = list(policy.trained.parameters().values())
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        losses, norms = 0.0, 0.0
+        with policy.tuned():
+            for step in range(1, self.steps + 1):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
+                drawn = [usable[i] for i in islice(order, self.batch_size * self.gradient_accumulation)]
+                loss = self._backward(policy, drawn)
+                if not math.isfinite(loss):
+                    raise RuntimeError(f"the loss of tuning step {step} is {loss}; lower learning_rate")
+                losses += loss
+                norms += torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+                optimizer.step()
+                optimizer.zero_grad()
+                if self.progress:
+                    self.progress("tune", step, self.steps)
+        return {"loss": losses / self.steps, "grad_norm": norms / self.steps}
+
+    def _backward(self, policy: TextPolicy, drawn: Sequence[Winner]) -> float:
+        """The gradients of one step's loss, and that loss."""
+        tokens = sum(len(winner.sample.data.ids) for winner in drawn)
+        total = 0.0
+        for start in range(0, len(drawn), self.batch_size):
+            part = drawn[start : start + self.batch_size]
+            told, _ = log_probs(policy.model, [winner.sample.data for winner in part], pad=policy.pad)
+            weights = torch.tensor([winner.weight for winner in part], device=told.device)
+            loss = -(told.sum(dim=1) * weights).sum() / tokens
+            loss.backward()
+            total += loss.item()
+        return total
+
+
+def _usable(winners: Sequence[Winner]) -> list[Winner]:
+    """Those whose weight says anything, scaled to mean 1."""
+    for winner in winners:
+        if not 0 <= winner.weight < math.inf:
+            raise ValueError(f"winner {winner.sample.id} has weight {winner.weight}; it must be finite, 0 or more")
+    total = math.fsum(winner.weight for winner in winners)
+    usable = [winner for winner in winners if winner.weight > NEGLIGIBLE * total / len(winners)]
+    if not usable:
+        raise ValueError("there is no winner with a weight above 0 to learn from")
+    mean = math.fsum(winner.weight for winner in usable) / len(usable)
+    return [replace(winner, weight=winner.weight / mean) for winner in usable]
+
+
+def _epochs(count: int, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
