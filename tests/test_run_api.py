@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageChops
 
 import raft_diffusion as rd
 from raft_diffusion import assemble
@@ -56,6 +57,11 @@ def pixels(samples):
     return [sample.data.image.tobytes() for sample in samples]
 
 
+def levels_apart(one, other):
+    """The largest difference of two pictures, of 255; a batch of another size rounds otherwise."""
+    return max(high for _, high in ImageChops.difference(one.data.image, other.data.image).getextrema())
+
+
 def test_without_a_folder_the_settings_name_it(run):
     assert run.folder.parent == Path("runs") and run.folder.name.startswith("tiny-")
     assert (run.folder / "lora").is_dir()
@@ -71,7 +77,8 @@ def test_base_pictures_are_those_of_the_model_alone(run):
 
 def test_a_picture_depends_on_its_own_seed_and_says_how_it_was_made(run):
     first, second = run.sample("photo house", 2, seed=7, num_inference_steps=1)
-    assert pixels(run.sample("photo house", 1, seed=8, num_inference_steps=1)) == pixels([second])
+    (alone,) = run.sample("photo house", 1, seed=8, num_inference_steps=1)
+    assert levels_apart(alone, second) <= 1 < levels_apart(alone, first)
     said = parse_infotext(first.data.image.info["parameters"])
     assert (said.prompt, said.seed, said.steps) == ("photo house", 7, 1)
 
