@@ -33,6 +33,7 @@ from .prompts import read_prompts
 from .reader import Reader, Thumbnails, is_number, numbers, round_names, table
 from .result import Headline, headline, is_held_out, percent, read_measures, signed, written
 from .rounds import read_rounds
+from .runs import read_runs
 from .settings import flattened, grouped, mattered
 from .use import read_use
 
@@ -119,6 +120,7 @@ def _page(reader: Reader) -> dict[str, Any]:
         "galleries": galleries(examples, trained),
         "charts": _charts(figures, guard),
         "compared": read_rounds(reader, guard.marks if guard else {}),
+        "beside": read_runs(reader),
         "guard": guard,
         "figures": figures,
         "by_round": {f.index: f for f in figures},

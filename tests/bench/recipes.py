@@ -192,10 +192,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=None, help="the runs; a second call goes on there")
     add("--json", type=Path, default=None)
     given = parser.parse_args(arguments)
-    given.jobs = given.jobs or (["pocket-resolution"] if given.quick else list(JOBS))
+    given.jobs = given.jobs or (["pocket-monet"] if given.quick else list(JOBS))
     given.seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
     given.rounds = given.rounds or (4 if given.quick else 12)
-    given.pairs = given.pairs or (64 if given.quick else 176)
+    given.pairs = given.pairs or (48 if given.quick else 176)
+    given.ood_pairs = given.ood_pairs or (12 if given.quick else None)
     given.out = given.out or Path("runs") / ("recipes-quick" if given.quick else "recipes")
     return given
 

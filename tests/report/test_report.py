@@ -268,6 +268,32 @@ def test_rounds_that_were_compared_are_drawn_and_damage_is_a_note(run):
     assert "evaluation/rounds.json is damaged and was left out." in page and "pictures a round" not in page
 
 
+def test_runs_side_by_side_are_shown_and_damage_is_a_note(run):
+    def row(name, mean, ci95, **more):
+        scores = {"object": {"mean": mean, "ci95": ci95}, "held_out.text_image": {"mean": 70, "ci95": [-1, 2]}}
+        return {"run": name, "scores": scores, "unet_evaluations": {"sampling": 4000, "tuning": 600}} | more
+
+    result = {
+        "settings": {"pairs": 64},
+        "rows": [
+            row("base", 0.25, [0, 0], seconds=0.0),
+            row("mine", 0.75, [0.375, 0.625], rounds=4, kept=3, seconds=150.0),
+            row("<b>other</b>", 0.5, [0.125, 0.375], rounds=1, kept=1, seconds=None),
+        ],
+        "against": {"<b>other</b>": {"object": {"difference": 0.25, "ci95": [0.125, 0.375]}}},
+        "win_count": {"score": "held_out.text_image", "wins": {"base": 0, "mine": 2, "<b>other</b>": 1}},
+    }
+    place = run / "evaluation" / "beside.json"
+    place.write_text(json.dumps(result))
+    page, words = write_report(run).read_text(encoding="utf-8"), Page(run).words
+    assert "Runs side by side: 64 pictures of each" in words
+    assert "mine round 3 of 4 75 %" in words and "4,600 2 min 30 s" in words
+    assert "mine minus this: +25 points (+12 to +38)" in words
+    assert "<b>other</b>" not in page and "&lt;b&gt;other&lt;/b&gt;" in page
+    place.write_text('{"settings": {}, "rows": [3]}')
+    assert "evaluation/beside.json is damaged and was left out." in Page(run).words
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no run folder"):
         write_report(tmp_path)
