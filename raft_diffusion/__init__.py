@@ -18,10 +18,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; `__getattr__` below is 
     from .core.records import Sample as Sample
     from .core.select import Select as Select
     from .core.store import RunFolder as RunFolder
+    from .core.store import stored_rounds as stored_rounds
     from .diffusion.load import load as load_model  # noqa: F401
     from .diffusion.pictures import PictureCodec as PictureCodec
     from .diffusion.sampler import DiffusionPolicy as DiffusionPolicy
     from .diffusion.sampler import Settings as Settings
+    from .diffusion.sheet import grid as grid
     from .diffusion.tuner import DiffusionTuner as DiffusionTuner
     from .jobs import load_config as load_config
     from .rewards.clip import ClipTower as ClipTower
@@ -33,10 +35,11 @@ _HOMES = {
     "core.prompts": ("draw_round", "find_prompts"),
     "core.records": ("Draw", "Prompt", "Sample"),
     "core.select": ("Select",),
-    "core.store": ("RunFolder",),
+    "core.store": ("RunFolder", "stored_rounds"),
     "diffusion.load": ("load_model",),
     "diffusion.pictures": ("PictureCodec",),
     "diffusion.sampler": ("DiffusionPolicy", "Settings"),
+    "diffusion.sheet": ("grid",),
     "diffusion.tuner": ("DiffusionTuner",),
     "jobs": ("load_config",),
     "rewards.clip": ("ClipTower",),

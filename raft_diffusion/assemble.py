@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .core.config import Config
 from .core.guard import guard_draws
 from .core.loop import Reward
 from .core.prompts import draw_round
-from .core.records import Draw, Sample
+from .core.records import Draw, Prompt, Sample
 from .core.select import Select
 from .core.store import RunFolder
 from .guarding import Guard, held_out_score, measure, watch_of
@@ -116,8 +117,6 @@ def user_settings(config: Config) -> Any:
 def collecting(config: Config, index: int = 1) -> Any:
     """How the candidates of round `index` are collected: as the user samples, but for the guidance, the noise and a
     tiny decoder where they are set."""
-    from dataclasses import replace
-
     sampling, settings = config.sampling, user_settings(config)
     return replace(
         settings,
@@ -146,7 +145,7 @@ def _tower_source(name: str) -> str:
 
 def make_rewards(config: Config) -> list[Reward]:
     """What scores candidates: what ranks, and the held-out one, which is stored beside and never ranks. What needs the
-    policy is left to `bound_rewards`."""
+    policy is left to `run_rewards`."""
     settings = config.rewards
     ranking = [*published(settings), *settings.custom]
     rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
@@ -187,17 +186,13 @@ def make_guard(config: Config, policy: Any, rewards: Sequence[Reward], store: Ru
 
 
 def run_rewards(config: Config, policy: Any) -> list[Reward]:
-    """Everything that scores the candidates of a run."""
-    return make_rewards(config) + bound_rewards(config, policy)
+    """Everything that scores the candidates of a run, the policy itself too where the settings say so."""
+    rewards = make_rewards(config)
+    if ranks_by_log_ratio(config.rewards):
+        from .diffusion.log_ratio import LogRatio
 
-
-def bound_rewards(config: Config, policy: Any) -> list[Reward]:
-    """What scores candidates by the policy itself."""
-    if not ranks_by_log_ratio(config.rewards):
-        return []
-    from .diffusion.log_ratio import LogRatio
-
-    return [LogRatio(policy)]
+        rewards.append(LogRatio(policy))
+    return rewards
 
 
 def make_scorers(
@@ -245,6 +240,17 @@ def sample_tracked(config: Config, policy: Any) -> list[Sample]:
     draws = guard_draws(config.train_prompts(), config.held_out_prompts(), TRACKED, seed=config.seed)
     with policy.at_strength(config.sampling.lora_scale):
         return policy.generate(draws, settings=user_settings(config))
+
+
+def sample(
+    config: Config, policy: Any, prompt: str, seeds: Sequence[int], *, base: bool, changes: Mapping[str, Any]
+) -> list[Sample]:
+    """As the user samples, but for `changes`, by the names of `Settings`."""
+    settings = replace(user_settings(config), **changes)
+    words = Prompt(prompt, negative=config.sampling.negative_prompt)
+    draws = [Draw(words, k, seed) for k, seed in enumerate(seeds)]
+    with policy.base() if base else policy.at_strength(config.sampling.lora_scale):
+        return policy.generate(draws, settings=settings)
 
 
 def make_select(config: Config) -> Select:
@@ -317,23 +323,19 @@ def round_draws(config: Config, policy: Any, index: int) -> list[Draw]:
     """The requests of a round. They are asked for right before they are sampled, so the guidance of the round is set
     here."""
     policy.settings = collecting(config, index)
-    return make_draws(config)(index)
+    return make_draws(config, index)
 
 
-def make_draws(config: Config) -> Callable[[int], list[Draw]]:
+def make_draws(config: Config, index: int) -> list[Draw]:
     """The requests of a round by its index."""
-
-    def draws(index: int) -> list[Draw]:
-        return draw_round(
-            config.train_prompts(),
-            index=index,
-            seed=config.seed,
-            per_round=config.prompts.per_round,
-            k=config.sampling.samples_per_prompt,
-            groups_per_prompt=config.sampling.groups_per_prompt,
-        )
-
-    return draws
+    return draw_round(
+        config.train_prompts(),
+        index=index,
+        seed=config.seed,
+        per_round=config.prompts.per_round,
+        k=config.sampling.samples_per_prompt,
+        groups_per_prompt=config.sampling.groups_per_prompt,
+    )
 
 
 def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folder: Path) -> dict[str, Any]:
@@ -343,9 +345,8 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
     from .rewards.clip import ClipTower, diversity
     from .scales import make_judge
 
-    by_person = ranks_by_person(
-        config.rewards.weights
-    )  # nobody ranks the evaluation's pictures, so the best of 1 is shown
+    # Where a person ranks, nobody ranks the evaluation's pictures: the best of 1 is shown.
+    by_person = ranks_by_person(config.rewards.weights)
     plan = Plan(
         target=config.train_prompts(),
         ood=config.held_out_prompts(),

@@ -97,10 +97,8 @@ class Limits(Protocol):
 def last_verdict(watch: Watch | None, limits: Limits, root: Path, *, rounds: int, done: int) -> Verdict | None:
     """The judgement of the last of `done` rounds of `rounds`; None without a watch, or where one of its looks is
     missing."""
-    if watch is None or not done:
-        return None
-    looks = [look for index in range(done + 1) if (look := read_look(root, index)) is not None and watch.made(look)]
-    if len(looks) <= done:
+    looks = looks_of(watch, root, done)
+    if not done or len(looks) <= done:
         return None
     return judge(
         looks,
@@ -110,6 +108,12 @@ def last_verdict(watch: Watch | None, limits: Limits, root: Path, *, rounds: int
         max_forgotten=limits.max_forgotten,
         others=watch.others,
     )
+
+
+def looks_of(watch: Watch | None, root: Path, done: int) -> list[Look]:
+    """What this watch saw at the start and after each of `done` rounds, as far as it was stored."""
+    found = [read_look(root, index) for index in range(done + 1)] if watch else []
+    return [look for look in found if look is not None and watch is not None and watch.made(look)]
 
 
 def measure(

@@ -14,26 +14,31 @@ from .checks import ranks_by_person
 from .commands.options import file_of
 from .core.choices import HUMAN, select_chosen
 from .core.config import Config
-from .core.guard import Look, Verdict
+from .core.guard import Look, Verdict, curve
 from .core.looks import forget_ending, read_ending, read_look
-from .core.loop import raft
+from .core.loop import raft, score
 from .core.overrule import overruled, set_aside, what_follows
-from .core.records import Group, Round, Selection, Winner
+from .core.records import Group, Round, Sample, Scored, Selection, Winner
 from .core.stop import is_flat
 from .core.store import RunFolder, complete_rounds, read_metrics
 from .core.timing import write_seconds
+from .guarding import looks_of
 from .human import Person
+from .jobs import default_folder
 from .lora.file import lora_name
 from .modality import AnyConfig, Progress, modality_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .core.stats import Interval
+
 
 class Run:
     """A run with its models loaded: `for round_ in run.rounds(): ...`, then `run.evaluate()`.
 
     Whatever can be refused is refused before anything is written into `folder`; an interrupted run goes on.
+    folder: where everything is kept; without one it is runs/<name>-<hash>, the same for the same settings.
     progress: called with (stage, done, total); stages are "sample", "choose", "tune", "guard", "track" and
     "evaluate".
     announce: told the address at which a person chooses, where one ranks; the run waits meanwhile.
@@ -43,7 +48,7 @@ class Run:
     def __init__(
         self,
         config: AnyConfig,
-        folder: Path | str,
+        folder: Path | str | None = None,
         *,
         progress: Progress | None = None,
         announce: Callable[[str], object] = print,
@@ -51,7 +56,8 @@ class Run:
         from .process import environment
         from .tracking import open_trackers
 
-        self.config, self.folder, self._progress = config, Path(folder), progress
+        self.config, self._progress = config, progress
+        self.folder = default_folder(config) if folder is None else Path(folder)
         self._stage: str | None = None  # what sampling is for, where it is not for candidates
         self._make = make = modality_of(config)
         make.check(config)
@@ -166,6 +172,29 @@ class Run:
     @property
     def _finished(self) -> bool:
         return is_finished(self.config, self._store.completed(), self.folder)
+
+    def sample(self, prompt: str, count: int = 4, *, seed: int = 0, base: bool = False, **changes: Any) -> list[Sample]:
+        """`count` answers to `prompt` by the model as it stands: `sample.data.image` is the picture, of a text run
+        `sample.data.text` the text. After `rounds` the model is the one that lies in `folder`/lora.
+
+        seed: of the first one; the next ones add 1 each. base: without the LoRA.
+        changes: what to sample otherwise than the user does, by the names of `Settings`, such as guidance_scale=3, or
+        of `TextSettings`, such as temperature=0.7.
+        """
+        if count < 1:
+            raise ValueError(f"{count} {self._make.NOUN} cannot be sampled; give a count of 1 or more")
+        seeds = range(seed, seed + count)
+        return self._make.sample(self.config, self._policy, prompt, seeds, base=base, changes=changes)
+
+    def score(self, samples: Sequence[Sample]) -> list[Scored]:
+        """These samples with the scores of all of the run's rewards, by name, such as `scored.scores["text_image"]`."""
+        return score(samples, self._rewards)
+
+    def curve(self) -> list[tuple[int, Interval]]:
+        """(round, held-out score and the 95 % interval of its change since round 0), as the guard has seen it so far.
+        Round 0 is before the first round. Empty where no guard watches."""
+        looks = looks_of(self._make.watch_of(self.config), self.folder, self._store.completed())
+        return curve(looks) if looks else []
 
     def evaluate(self) -> dict[str, Any]:
         """Base and tuned on the same seeds, by judges that took no part in the ranking."""

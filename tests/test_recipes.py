@@ -88,7 +88,7 @@ def test_the_papers_best_eight_of_ten():
     from raft_diffusion.core.records import Sample
 
     config = recipes.apply(load_config("pocket-monet"), "paper")
-    samples = [Sample(draw, None) for draw in make_draws(config)(1)]
+    samples = [Sample(draw, None) for draw in make_draws(config, 1)]
     numbers = {"text_image": [float(i % 37) for i in range(100)], "aesthetic": [0.0] * 100}
     winners = make_select(config)(group(score(samples, [lambda _: numbers]))).winners
     best = sorted((max(i % 37 for i in range(10 * g, 10 * g + 10)) for g in range(10)), reverse=True)[:8]

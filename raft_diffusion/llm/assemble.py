@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.loop import Reward, Selector
 from ..core.prompts import draw_round
-from ..core.records import Draw, Sample, derive_seed
+from ..core.records import Draw, Prompt, Sample, derive_seed
 from ..core.select import Select
 from ..core.store import RunFolder
 from ..guarding import Guard
@@ -195,6 +196,16 @@ def make_tuner(config: TextConfig, progress: Progress | None = None, *, index: i
 def sample_tracked(config: TextConfig, policy: TextPolicy) -> list[Sample]:
     """Nothing: trackers are shown pictures, and the texts lie in the report."""
     return []
+
+
+def sample(
+    config: TextConfig, policy: TextPolicy, prompt: str, seeds: Sequence[int], *, base: bool, changes: Mapping[str, Any]
+) -> list[Sample]:
+    """As the user samples, but for `changes`, by the names of `TextSettings`."""
+    settings = replace(user_settings(config, policy), **changes)
+    draws = [Draw(Prompt(prompt), k, seed) for k, seed in enumerate(seeds)]
+    with policy.base() if base else nullcontext():
+        return policy.generate(draws, settings=settings)
 
 
 def make_codec() -> Any:

@@ -1,6 +1,7 @@
 """Whole text runs through the command line, on hardly trained models: resume, run folder, guard, evaluation, page."""
 
 import json
+import statistics
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from raft_diffusion import cli
 from raft_diffusion.core.looks import read_look
 from raft_diffusion.core.store import read_metrics, stored_rounds
 from raft_diffusion.jobs import load_config
-from raft_diffusion.llm import assemble, pocket
+from raft_diffusion.llm import assemble, data, pocket
 from raft_diffusion.llm.pocket.build import build
 from raft_diffusion.report import write_report
 from raft_diffusion.runs import Run
@@ -79,6 +80,25 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     with pytest.raises(ValueError, match=r"sampling\.temperature was 1\.0 and is now 0\.5"):
         Run(small("pocket-reviews", "sampling.temperature=0.5"), tmp_path / "parts")
+
+
+def test_a_run_in_python_writes_with_the_lora_and_without_scores_and_has_a_curve(tmp_path):
+    run = Run(small("pocket-reviews", "rounds=1", "tuning.learning_rate=0.5"), tmp_path / "run")
+    opening = data.held_out_prompts(run.config)[0].text
+
+    def written(**how):
+        return [sample.data.ids for sample in run.sample(opening, 2, seed=3, **how)]
+
+    untrained = written()
+    list(run.rounds())
+    assert written(base=True) == untrained != written()
+    assert all(len(ids) <= 5 for ids in written(max_new_tokens=5))
+    (scored,) = run.score(run.sample(opening, 1))
+    assert set(scored.scores) == {"classifier", "log_ratio"}
+    means = [statistics.fmean(read_look(run.folder, index).scores) for index in (0, 1)]
+    assert [point.mean for _, point in run.curve()] == pytest.approx(means)
+    with pytest.raises(ValueError, match="0 texts cannot be sampled"):
+        run.sample(opening, 0)
 
 
 def test_train_evaluates_reports_and_shows_a_finished_run_without_a_model(tmp_path, capsys, monkeypatch):
