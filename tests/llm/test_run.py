@@ -138,7 +138,13 @@ def test_evaluate_and_report_repeat_a_run(tmp_path, capsys):
 
 def test_the_guard_stops_a_run_and_keeps_its_best_round(tmp_path, capsys):
     train(
-        "pocket-reviews", "run", "rounds=3", "guard.min_diversity=1.0", "guard.max_drop=0.0", "tuning.learning_rate=1.0"
+        "pocket-reviews",
+        "run",
+        "rounds=3",
+        "guard.samples=32",
+        "guard.min_diversity=1.0",
+        "guard.max_drop=0.0",
+        "tuning.learning_rate=1.0",
     )
     out = capsys.readouterr().out
     assert "stopped; " in out
