@@ -35,7 +35,7 @@ class Prompts(Section):
     train: str = Field(min_length=1, description="a file, pocket-reviews or pocket-sums: prompts that RAFT learns")
     held_out: str | None = Field(None, description="the same: prompts never trained on; none: evaluate on train")
     reference: str | None = Field(
-        None, min_length=1, description="texts for the perplexity: a file with completions, or pocket-reviews"
+        None, min_length=1, description="texts for the perplexity: a file with completions, or a carried world's"
     )
     limit: int | None = Field(None, ge=1, description="take the first so many prompts of each; none: all")
     per_round: int | None = Field(None, ge=1, description="prompts drawn a round (P); none: all of them")

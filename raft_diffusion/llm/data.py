@@ -67,11 +67,15 @@ def truths_of(config: TextConfig) -> dict[str, str]:
 
 
 def references(source: str) -> dict[str, Rows]:
-    """Texts for the perplexity, by its name. The carried world has positive reviews, and both kinds as they come.
+    """Texts for the perplexity, by its name. The carried world has positive reviews, and both kinds as they come; of
+    its sums, the right answers to those that are held out.
 
-    No reference is a training text of the carried model: they come from a stream of their own.
+    No reference is a training text of the carried model: reviews come from a stream of their own.
     Raises ValueError for a file without a completion.
     """
+    if source == SUMS:
+        held_out = read_rows(SUMS, held_out=True, limit=None)
+        return {"perplexity": [{"prompt": row["prompt"], "completion": row["answer"]} for row in held_out]}
     if source != REVIEWS:
         rows = [row for row in read_examples(Path(source)) if "completion" in row]
         if not rows:

@@ -67,6 +67,16 @@ def test_held_out_prompts_are_apart():
     assert set(references("pocket-reviews")) == {"perplexity", "perplexity_both_kinds"}
 
 
+def test_the_perplexity_of_sums_is_that_of_right_answers_to_new_ones():
+    (rows,) = references("pocket-sums").values()
+    assert {"prompt": "11+19=", "completion": "30"} in rows
+    for row in rows:
+        a, b = row["prompt"].removesuffix("=").split("+")
+        assert int(row["completion"]) == int(a) + int(b)
+    asked = {row["prompt"] for row in read_rows("pocket-sums", held_out=False, limit=None)}
+    assert not asked & {row["prompt"] for row in rows}
+
+
 @pytest.mark.parametrize("make", [nets.words_tokenizer, nets.characters_tokenizer])
 def test_texts_and_tokens_map_onto_each_other(make, tmp_path):
     from transformers import AutoTokenizer
