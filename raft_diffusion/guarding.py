@@ -98,7 +98,7 @@ def last_verdict(watch: Watch | None, limits: Limits, root: Path, *, rounds: int
     """The judgement of the last of `done` rounds of `rounds`; None without a watch, or where one of its looks is
     missing."""
     looks = looks_of(watch, root, done)
-    if not done or len(looks) <= done:
+    if watch is None or not done or len(looks) <= done:
         return None
     return judge(
         looks,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def _view(row: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, 
         kind, (low, high) = "judge" if score in JUDGED else "reward", (float(end) for end in found["ci95"])
         measures[score] = Measure(kind, score, before, before, float(found["mean"]), low, high, pairs)
     behind = {
-        score: _ahead(score, found["difference"], *found["ci95"], pairs)
+        score: _ahead(score, found["difference"], found["ci95"], pairs)
         for score, found in result["against"].get(name, {}).items()
         if score in shown
     }
@@ -81,9 +81,9 @@ def _view(row: Mapping[str, Any], base: Mapping[str, Any], result: Mapping[str, 
     )
 
 
-def _ahead(score: str, difference: float, low: float, high: float, pairs: int) -> str:
+def _ahead(score: str, difference: float, ends: Sequence[float], pairs: int) -> str:
     """Such as "+6 points (+2 to +10)"."""
-    kind = "judge" if score in JUDGED else "reward"
-    m = Measure(kind, score, 0.0, 0.0, float(difference), float(low), float(high), pairs)
+    kind, (low, high) = "judge" if score in JUDGED else "reward", (float(end) for end in ends)
+    m = Measure(kind, score, 0.0, 0.0, float(difference), low, high, pairs)
     unit = " points" if kind == "judge" else ""
     return f"{m.change(m.difference)}{unit} ({m.change(m.low)} to {m.change(m.high)})"
