@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from raft_diffusion import pocket, sd15
 from raft_diffusion.commands.plan import plan
 from raft_diffusion.core.config import Config
+from raft_diffusion.core.timing import clock
 from raft_diffusion.jobs import PRESETS
 from raft_diffusion.planning import memory
 from raft_diffusion.planning.costs import (
@@ -27,7 +28,7 @@ from raft_diffusion.planning.costs import (
     tower_cost,
     unet_cost,
 )
-from raft_diffusion.planning.forecast import clock, forecast, sampling_rows, size, unet_calls
+from raft_diffusion.planning.forecast import forecast, sampling_rows, size, unet_calls
 from raft_diffusion.planning.machine import Machine
 from raft_diffusion.planning.networks import find_networks, find_tiny, find_tower
 from raft_diffusion.planning.parts import find_parts, number_width

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from raft_diffusion.commands.presets import presets, purpose
 from raft_diffusion.core.config import Config
 from raft_diffusion.core.prompts import find_prompts
+from raft_diffusion.core.timing import clock
 from raft_diffusion.jobs import PRESETS, config_of
 from raft_diffusion.modality import is_text
-from raft_diffusion.planning.forecast import Forecast, clock, forecast
+from raft_diffusion.planning.forecast import Forecast, forecast
 from raft_diffusion.planning.machine import Machine
 
 app = typer.Typer()

@@ -152,7 +152,8 @@ def show(console: Console, told: Sequence[tuple[str, str]], exact: str, notes: S
 
 def rows(result: Forecast, folder: Path) -> list[tuple[str, str]]:
     """What the table says."""
-    from ..planning.forecast import clock, size
+    from ..core.timing import clock
+    from ..planning.forecast import size
 
     many = "" if result.groups_per_prompt == 1 else f" x {result.groups_per_prompt} groups"
     prompts = f"{result.prompts} prompt{'s' * (result.prompts > 1)}"

@@ -48,10 +48,11 @@ def listing(paths: dict[str, Path]) -> Table:
     from rich import box
     from rich.table import Table
 
+    from ..core.timing import clock
     from ..jobs import load_config
     from ..llm.config import TextConfig
     from ..llm.outlook import count
-    from ..planning.forecast import clock, forecast, this_machine
+    from ..planning.forecast import forecast, this_machine
 
     machine = this_machine()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

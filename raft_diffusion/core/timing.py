@@ -1,4 +1,7 @@
-"""How long each round took: rounds/001/time.json in the run folder. Nothing that a run does depends on it."""
+"""How long each round took: rounds/001/time.json in the run folder. Nothing that a run does depends on it.
+
+And how a length of time is said.
+"""
 
 from __future__ import annotations
 
@@ -33,3 +36,18 @@ def seconds_until(root: Path, index: int) -> float | None:
 
 def _place(root: Path, index: int) -> Path:
     return root / "rounds" / f"{index:03d}" / FILE
+
+
+def clock(seconds: float) -> str:
+    """About how long, as a person would say it: "45 s", "1 min 35 s", "12 min", "2 h 10 min", "4 days"."""
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 597.5:
+        minutes, rest = divmod(round(seconds / 5) * 5, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        hours, minutes = divmod(round(seconds / 600) * 10, 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{round(seconds / 86400)} days"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
+from ..core.timing import clock
 from ..guarding import watch_of
 from ..rewards import LOG_RATIO_LEVELS
 from ..webui import find_scheduler
@@ -299,21 +300,6 @@ def _notes(config: Config, machine: Machine, device: str) -> list[str]:
         notes.append(f"the run may end earlier: after {config.stop_when_flat} rounds without a better reward")
     advice = gpu_advice(machine.card, machine.torch_cuda) if device == "cpu" and config.device == "auto" else None
     return [*notes, *([advice] if advice else [])]
-
-
-def clock(seconds: float) -> str:
-    """About how long, as a person would say it: "45 s", "1 min 35 s", "12 min", "2 h 10 min", "4 days"."""
-    if seconds < 59.5:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 597.5:
-        minutes, rest = divmod(round(seconds / 5) * 5, 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    if seconds < 48 * 3600:
-        hours, minutes = divmod(round(seconds / 600) * 10, 60)
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{round(seconds / 86400)} days"
 
 
 def size(count: float) -> str:

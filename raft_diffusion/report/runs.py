@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..planning.forecast import clock
+from ..core.timing import clock
 from .reader import Reader
 from .result import Measure
 
