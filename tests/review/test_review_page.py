@@ -40,7 +40,7 @@ def opened(browser, address, **context):
     """The page; nothing may go wrong in it, and it may ask nobody else."""
     frame = browser.new_context(**context)
     page = frame.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)  # a busy machine takes its time
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(address) else None)
@@ -189,7 +189,7 @@ def test_a_server_that_is_killed_loses_no_choice(browser, tmp_path):
                 done(page, f"{count} of 3 done")
             page.click("#finish")
             page.wait_for_function("() => document.getElementById('end-title').textContent === 'Round 1 is chosen'")
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=120)
         assert process.returncode == 0
         assert f"train {run / 'config.toml'} --out {run}" in out
     finally:
