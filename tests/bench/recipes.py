@@ -178,7 +178,7 @@ def show(console: Console, job: str, recipes: dict[str, Any]) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     add = parser.add_argument
-    add("--quick", action="store_true", help="one job, one seed, four rounds: under 5 minutes")
+    add("--quick", action="store_true", help="one job, one seed, four rounds; about eight minutes on two cores")
     add("--jobs", nargs="+", default=None, choices=JOBS)
     add("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES)
     add("--variant", action="append", default=[], metavar="NAME:KEY=VALUE[;KEY=VALUE]")
