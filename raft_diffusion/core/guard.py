@@ -116,8 +116,11 @@ class Verdict:
     level: float
     fell: bool
     alike: bool
-    forgot: bool
     keep: int
+
+    @property
+    def forgot(self) -> bool:
+        return self.elsewhere is not None and self.elsewhere.forgot
 
     @property
     def fired(self) -> bool:
@@ -206,16 +209,14 @@ def judge(
     there = [place for place, name in enumerate(look.draws) if _prompt(name) in others]
     level, margin = 1 - 2 * ALPHA / ((3 if there else 2) * rounds), max_drop * _spread(best)
     change = _change(best, look, level)
-    as_good = [earlier for earlier in before if earlier.score >= look.score - margin]
-    varied = max(as_good, key=lambda earlier: earlier.diversity, default=None)
+    varied = max((e for e in before if e.score >= look.score - margin), key=lambda e: e.diversity, default=None)
     share = Interval(1.0, 1.0, 1.0) if varied is None else _share_left(varied, look, level)
     fell, alike = change.high < -margin, share.high < min_diversity
     trained = [earlier for earlier in before if earlier.round > 0]
     seen = [_elsewhere(looks[0], later, there, level, max_forgotten) for later in (look, *trained)] if there else []
     forgot = bool(seen) and seen[0].forgot
     if forgot:
-        lasting = zip(trained, seen[1:], strict=True)
-        trained = [earlier for earlier, other in lasting if other.change.mean >= -other.allowed]
+        trained = [e for e, other in zip(trained, seen[1:], strict=True) if other.change.mean >= -other.allowed]
     keep = look
     if fell or alike or forgot:
         keep = max(trained, key=lambda earlier: earlier.score, default=looks[0])
@@ -231,7 +232,6 @@ def judge(
         level=level,
         fell=fell,
         alike=alike,
-        forgot=forgot,
         keep=keep.round,
     )
 
