@@ -1,6 +1,7 @@
 """One process at a time writes into a run folder.
 
-The system holds the lock and frees it when its owner ends, however that happens; it knows no date and no process number.
+The system holds the lock and frees it when its owner ends, however that happens. It holds no date and no process
+number.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 import warnings
 import weakref
 from pathlib import Path
-from typing import IO
 
 FILE = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
@@ -19,8 +19,9 @@ HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 class RunLock:
     """The lock of a run folder, held for as long as this object lives; this process may ask for it again."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, handle: int) -> None:
+        self.release = weakref.finalize(self, os.close, handle)
+        """Let others in; also what the end of this object does."""
 
     @classmethod
     def take(cls, root: Path) -> RunLock:
@@ -29,33 +30,28 @@ class RunLock:
         A file system that has no locks lets everybody in, with a warning.
         """
         name = os.path.realpath(root)
-        if (lock := _held.get(name)) is None:
-            lock = cls((root / FILE).open("ab"))  # it stays: who deleted it could take it from under another
-            _lock(lock._file, root)
+        if (lock := _held.get(name)) is None or not lock.release.alive:
+            # the file stays: who deleted it could take it from under another
+            handle = os.open(root / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = cls(handle)
+            _lock(handle, root)
             _held[name] = lock
         return lock
-
-    def release(self) -> None:
-        """Let others in; also what the end of this object does."""
-        self._file.close()
-        for name, lock in list(_held.items()):
-            if lock is self:
-                del _held[name]
 
 
 _held: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
 
 
-def _lock(file: IO[bytes], root: Path) -> None:
+def _lock(handle: int, root: Path) -> None:
     try:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in HELD:
             warnings.warn(
@@ -63,7 +59,6 @@ def _lock(file: IO[bytes], root: Path) -> None:
                 stacklevel=3,
             )
             return
-        file.close()
         raise ValueError(
-            f"another process works in {root}; wait until it ends or stop it, or give another folder with --out"
+            f"another process works in {root}; wait until it ends, stop it, or give another folder"
         ) from None
