@@ -130,6 +130,7 @@ class Run:
                 if self._finished:
                     break
                 began = time.monotonic()
+        self._unfinished.shelf(ROUND).clear()
         verdict = self.verdict
         if self._guard and verdict:
             self._guard.finish(verdict)
@@ -164,11 +165,12 @@ class Run:
     @contextmanager
     def _work(self, stage: str) -> Iterator[None]:
         """Sampling for something else than candidates, with a shelf of its own."""
-        self._stage, self._policy.shelf = stage, self._unfinished.shelf(stage)
+        shelf = self._unfinished.shelf(stage)
+        self._stage, self._policy.shelf = stage, shelf
         try:
             yield
         finally:
-            self._stage, shelf, self._policy.shelf = None, self._policy.shelf, self._unfinished.shelf(ROUND)
+            self._stage, self._policy.shelf = None, self._unfinished.shelf(ROUND)
         shelf.clear()
 
     def _telling(self, rewards: Sequence[Reward]) -> list[Reward]:
@@ -321,7 +323,6 @@ def evaluate_run(
         assert isinstance(config, Config)
         config = config.with_overrides(["sampling.lora_scale=1.0"])  # the run's is that of its own LoRA
     table, stop = LiveTable(console, rounds=config.rounds, ranking="", held_out=None), Stop()
-    _lock = RunLock.take(root)
     unfinished = Unfinished(root, packer=make.make_codec(), identity=identity_of(config))
     with console.status("loading the model"):
         make.prepare(threads or config.threads)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from .files import write_atomically
 from .records import Draw, Sample
 
 FOLDER = "unfinished"
+FORMAT = 1
+"""Of the contents; another one finds nothing of this one's."""
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -56,7 +59,7 @@ class Shelf:
 
     def key(self, made_of: object) -> str:
         """A name for what follows from this, the same in every process."""
-        return hashlib.sha256(json.dumps([self._identity, made_of]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([FORMAT, self._identity, made_of]).encode()).hexdigest()[:32]
 
     def read(self, name: str) -> bytes | None:
         """What was written under this name; None where there is nothing, or it is damaged."""
@@ -74,6 +77,8 @@ class Shelf:
     def clear(self) -> None:
         """The work is finished and lies elsewhere."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # other work lies there
+            self._folder.parent.rmdir()
 
 
 class Unfinished:

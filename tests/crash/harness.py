@@ -227,6 +227,7 @@ def main() -> None:
             shutil.rmtree(folder)
             continue  # it was done before the signal came
         counts[first.phases[-1][1]] += 1
+        folder = folder.rename(place / f"moved-{tried}")
         second = watch(*start(folder))
         found = result(folder)
         differing = [name for name in expected | found if expected.get(name) != found.get(name)]
