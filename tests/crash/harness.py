@@ -34,15 +34,14 @@ threads = 1
 device = "cpu"
 [prompts]
 train = ["monet style cat"]
-held_out = ["monet style house"]
 [sampling]
 width = 32
 height = 32
-num_inference_steps = 2
+num_inference_steps = 1
 guidance_scale = 3.0
 collect_guidance_scale = 1.5
 samples_per_prompt = 4
-groups_per_prompt = 3
+groups_per_prompt = 2
 batch_size = {BATCH}
 [rewards]
 held_out = "pocket-held-out"
@@ -50,13 +49,13 @@ weights = {{ text_image = 1.0, aesthetic = 0.5 }}
 [tuning]
 rank = 2
 alpha = 2
-steps = 6
+steps = 5
 batch_size = 2
 [guard]
 pairs = 8
 [evaluation]
 pairs = 4
-ood_pairs = 2
+ood_pairs = 0
 best_of = 2
 """
 
@@ -236,6 +235,8 @@ def main() -> None:
         if differing:
             print(f"kill {tried} in {first.phases[-1][1]}: {differing[:5]}", flush=True)
         shutil.rmtree(folder)
+        if sum(counts.values()) % 10 == 0:
+            print(f"{same} of {sum(counts.values())} the same: {dict(counts)}", flush=True)
         if sum(counts.values()) >= asked.kills:
             break
     after = os.times()
