@@ -63,7 +63,7 @@ class Run:
         self._make = make = modality_of(config)
         make.check(config)
         RunFolder.check(self.folder, config=config, may_change=make.MAY_CHANGE)
-        if self.folder.is_dir():
+        if (self.folder / "config.toml").exists():
             self._lock = RunLock.take(self.folder)  # before the minutes that loading may take
         threads = make.prepare(config.threads)
         codec = make.make_codec()

@@ -36,7 +36,8 @@ class Tuner(Protocol):
 
 
 class Store(Protocol):
-    """Where finished rounds live. `resume` loads the last round's adapter into the policy."""
+    """Where finished rounds live. `resume` loads the last round's adapter into the policy; rounds that are too old to
+    be learned again may come without their winners."""
 
     def resume(self, policy: Any) -> list[Round]: ...
     def save(self, round_: Round, policy: Any) -> None: ...
