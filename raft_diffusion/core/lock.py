@@ -29,17 +29,21 @@ class RunLock:
 
         A file system that has no locks lets everybody in, with a warning.
         """
-        name = os.path.realpath(root)
-        if (lock := _held.get(name)) is None or not lock.release.alive:
-            # the file stays: who deleted it could take it from under another
-            handle = os.open(root / FILE, os.O_RDWR | os.O_CREAT, 0o666)
-            lock = cls(handle)
-            _lock(handle, root)
-            _held[name] = lock
+        # the file stays when the lock is freed: who deleted it could take it from under another
+        handle = os.open(root / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        facts = os.fstat(handle)
+        place = facts.st_dev, facts.st_ino  # the same where the folder has been moved
+        held = _held.get(place)
+        if held is not None and held.release.alive:
+            os.close(handle)
+            return held
+        lock = cls(handle)
+        _lock(handle, root)
+        _held[place] = lock
         return lock
 
 
-_held: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
+_held: weakref.WeakValueDictionary[tuple[int, int], RunLock] = weakref.WeakValueDictionary()
 
 
 def _lock(handle: int, root: Path) -> None:

@@ -44,9 +44,13 @@ def test_an_old_lock_file_of_a_dead_owner_and_a_clock_that_goes_backwards_stop_n
     assert RunLock.take(tmp_path)
 
 
-def test_this_process_may_ask_again_also_by_another_path(tmp_path):
-    held = RunLock.take(tmp_path)
-    assert RunLock.take(tmp_path / "." / "x" / "..") is held
+def test_this_process_may_ask_again_also_where_the_folder_was_moved(tmp_path):
+    root = tmp_path / "run"
+    root.mkdir()
+    held = RunLock.take(root)
+    assert RunLock.take(root) is held
+    moved = root.rename(tmp_path / "moved")
+    assert RunLock.take(moved) is held
 
 
 @pytest.mark.parametrize("how", ["release", "forget"])
