@@ -77,6 +77,8 @@ class RunFolder:
         (root / "rounds").mkdir(exist_ok=True)
         for leftover in (root / "rounds").glob(".*.partial"):
             shutil.rmtree(leftover)
+        for leftover in (root / "rounds").glob("*/time.json.tmp"):  # the one file that nothing writes again
+            leftover.unlink()
         for index in complete_rounds(root):  # it was killed between a round and the end of its wait
             shutil.rmtree(waiting_folder(root, index), ignore_errors=True)
         facts = {"started": _started(root), **environment}
