@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `__getattr__` below is 
     from .diffusion.load import load as load_model  # noqa: F401
     from .diffusion.pictures import PictureCodec as PictureCodec
     from .diffusion.sampler import DiffusionPolicy as DiffusionPolicy
-    from .diffusion.sampler import Settings as Settings
+    from .diffusion.settings import Settings as Settings
     from .diffusion.sheet import grid as grid
     from .diffusion.tuner import DiffusionTuner as DiffusionTuner
     from .jobs import load_config as load_config
@@ -38,7 +38,8 @@ _HOMES = {
     "core.store": ("RunFolder", "stored_rounds"),
     "diffusion.load": ("load_model",),
     "diffusion.pictures": ("PictureCodec",),
-    "diffusion.sampler": ("DiffusionPolicy", "Settings"),
+    "diffusion.sampler": ("DiffusionPolicy",),
+    "diffusion.settings": ("Settings",),
     "diffusion.sheet": ("grid",),
     "diffusion.tuner": ("DiffusionTuner",),
     "jobs": ("load_config",),

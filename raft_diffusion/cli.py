@@ -22,6 +22,8 @@ from .commands.sample import sample
 from .commands.score import score
 from .commands.train import train
 from .commands.watch import watch
+from .core.files import advice_on
+from .stopping import end_as_by_ctrl_c
 
 PANELS = {
     "Train": (demo, presets, plan, train),
@@ -45,12 +47,13 @@ for panel, commands in PANELS.items():
 
 
 def main() -> None:
-    """Entry point: one sentence and exit code 2 for what the user can mend, 130 for Ctrl-C."""
+    """Entry point: one sentence and exit code 2 for what the user can mend, 130 for Ctrl-C and SIGTERM."""
     warnings.showwarning = _note
+    end_as_by_ctrl_c()
     try:
         code = app(standalone_mode=False)
     except (ValueError, OSError) as error:
-        print(f"raft-diffusion: {error}", file=sys.stderr)
+        print(f"raft-diffusion: {advice_on(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of the command-line parser

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from .core.prompts import find_prompts
 from .core.toml import format_value
 from .llm.config import TextConfig
 from .lora.start import agree_with_lora
-from .modality import AnyConfig, is_text, modality_of
+from .modality import AnyConfig, identity_of, is_text
 from .rewards import score_name
 
 PRESETS = Path(__file__).parent / "presets"
@@ -114,7 +112,4 @@ def _config_file(source: str) -> Path:
 
 def default_folder(config: AnyConfig) -> Path:
     """runs/<name>-<hash>: the same settings find the same run; what may change in a run does not count."""
-    free = tuple(f"{key}." for key in modality_of(config).MAY_CHANGE)
-    identity = {key: value for key, value in config.flat().items() if not f"{key}.".startswith(free)}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs") / f"{config.name}-{digest}"
+    return Path("runs") / f"{config.name}-{identity_of(config)[:8]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -73,6 +75,13 @@ def modality_of(config: AnyConfig) -> Modality:
     from . import assemble
 
     return assemble
+
+
+def identity_of(config: AnyConfig) -> str:
+    """A hash of the settings without those that may change in a run."""
+    free = tuple(f"{key}." for key in modality_of(config).MAY_CHANGE)
+    fixed = {key: value for key, value in config.flat().items() if not f"{key}.".startswith(free)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def is_text(path: Path) -> bool:

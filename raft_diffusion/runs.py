@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,21 @@ from .commands.options import file_of
 from .core.choices import HUMAN, select_chosen
 from .core.config import Config
 from .core.guard import Look, Verdict, curve
+from .core.lock import RunLock
 from .core.looks import forget_ending, read_ending, read_look
-from .core.loop import raft, score
+from .core.loop import Reward, raft, score
 from .core.overrule import overruled, set_aside, what_follows
 from .core.records import Group, Round, Sample, Scored, Selection, Winner
 from .core.stop import is_flat
-from .core.store import RunFolder, complete_rounds, read_metrics
+from .core.store import RunFolder, complete_rounds, make_folder, read_metrics
 from .core.timing import write_seconds
+from .core.unfinished import Unfinished
 from .guarding import looks_of
 from .human import Person
 from .jobs import default_folder
 from .lora.file import lora_name
-from .modality import AnyConfig, Progress, modality_of
+from .modality import AnyConfig, Progress, identity_of, modality_of
+from .stopping import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,13 +37,17 @@ if TYPE_CHECKING:
     from .core.stats import Interval
 
 
+ROUND = "round"
+
+
 class Run:
     """A run with its models loaded: `for round_ in run.rounds(): ...`, then `run.evaluate()`.
 
     Whatever can be refused is refused before anything is written into `folder`; an interrupted run goes on.
-    folder: where everything is kept; without one it is runs/<name>-<hash>, the same for the same settings.
-    progress: called with (stage, done, total); stages are "sample", "choose", "tune", "guard", "track" and
-    "evaluate".
+    folder: where everything is kept; without one it is runs/<name>-<hash>, the same for the same settings. It is this
+    process's for as long as the object lives; another process is refused.
+    progress: called with (stage, done, total) after each batch, reward and tuning step; stages are "sample", "score",
+    "choose", "tune", "guard", "track" and "evaluate". It may raise KeyboardInterrupt to stop: nothing is lost then.
     announce: told the address at which a person chooses, where one ranks; the run waits meanwhile.
     Raises ValueError for settings, a folder, a model or a reward that cannot be used.
     """
@@ -62,18 +69,26 @@ class Run:
         self._make = make = modality_of(config)
         make.check(config)
         RunFolder.check(self.folder, config=config, may_change=make.MAY_CHANGE)
+        if (self.folder / "config.toml").exists():
+            self._lock = RunLock.take(self.folder)  # before the minutes that loading may take
         threads = make.prepare(config.threads)
+        codec = make.make_codec()
+        self._unfinished = Unfinished(self.folder, packer=codec, identity=identity_of(config))
         self._policy = make.make_policy(config, self._tell)
+        self._policy.shelf = self._unfinished.shelf(ROUND)
         self._rewards = make.run_rewards(config, self._policy)
         sampler = make.make_sampler(config, self._policy, self._tell)
+        make_folder(self.folder)
+        self._lock = RunLock.take(self.folder)
         if (index := overruled(self.folder, best=config.selection.best)) is not None:
             set_aside(self.folder, index)
         self._store = RunFolder.open(
             self.folder,
-            codec=make.make_codec(),
+            codec=codec,
             config=config,
             environment=environment(config.device, threads),
             may_change=make.MAY_CHANGE,
+            replay=config.selection.replay,
         )
         self._guard = make.make_guard(config, self._policy, self._rewards, self._store)
         self._trackers = open_trackers(config.trackers, self.folder, name=config.name, device=config.device)
@@ -100,7 +115,7 @@ class Run:
         self._look(self._guard.catch_up if self._guard else None)
         rounds = raft(
             self._person,
-            [*self._rewards, self._person.score],
+            self._telling([*self._rewards, self._person.score]),
             self._select,
             self._tune,
             self._store,
@@ -113,6 +128,7 @@ class Run:
         with closing(self._person):
             began = time.monotonic()
             for round_ in rounds:
+                self._unfinished.shelf(ROUND).clear()
                 write_seconds(self.folder, round_.index, time.monotonic() - began)
                 self._look(partial(self._guard.look, round_.index) if self._guard else None)
                 self._track(round_.index)
@@ -120,6 +136,7 @@ class Run:
                 if self._finished:
                     break
                 began = time.monotonic()
+        self._unfinished.shelf(ROUND).clear()
         verdict = self.verdict
         if self._guard and verdict:
             self._guard.finish(verdict)
@@ -139,19 +156,39 @@ class Run:
 
     def _look(self, look: Callable[[], object] | None) -> None:
         if look is not None:
-            self._stage = "guard"
-            look()
-            self._stage = None
+            with self._work("guard"):
+                look()
 
     def _track(self, index: int) -> None:
         """Send the round's pictures and numbers to the trackers; before the first round, pictures alone."""
         if self._trackers is None:
             return
-        self._stage = "track"
-        samples = self._make.sample_tracked(self.config, self._policy)
-        self._stage = None
+        with self._work("track"):
+            samples = self._make.sample_tracked(self.config, self._policy)
         metrics = read_metrics(self.folder)[-1] if index else None
         self._trackers.log(index, samples, metrics)
+
+    @contextmanager
+    def _work(self, stage: str) -> Iterator[None]:
+        """Sampling for something else than candidates, with a shelf of its own."""
+        shelf = self._unfinished.shelf(stage)
+        self._stage, self._policy.shelf = stage, shelf
+        try:
+            yield
+        finally:
+            self._stage, self._policy.shelf = None, self._unfinished.shelf(ROUND)
+        shelf.clear()
+
+    def _telling(self, rewards: Sequence[Reward]) -> list[Reward]:
+        """The same rewards, each of which says when it is done."""
+
+        def told(place: int, reward: Reward, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
+            self._tell("score", place, len(rewards))
+            scores = reward(samples)
+            self._tell("score", place + 1, len(rewards))
+            return scores
+
+        return [partial(told, place, reward) for place, reward in enumerate(rewards)]
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self._progress:
@@ -184,7 +221,11 @@ class Run:
         if count < 1:
             raise ValueError(f"{count} {self._make.NOUN} cannot be sampled; give a count of 1 or more")
         seeds = range(seed, seed + count)
-        return self._make.sample(self.config, self._policy, prompt, seeds, base=base, changes=changes)
+        self._policy.shelf = None  # an answer to a person belongs to no round
+        try:
+            return self._make.sample(self.config, self._policy, prompt, seeds, base=base, changes=changes)
+        finally:
+            self._policy.shelf = self._unfinished.shelf(ROUND)
 
     def score(self, samples: Sequence[Sample]) -> list[Scored]:
         """These samples with the scores of all of the run's rewards, by name, such as `scored.scores["text_image"]`."""
@@ -198,7 +239,10 @@ class Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Base and tuned on the same seeds, by judges that took no part in the ranking."""
-        return self._make.run_evaluation(self.config, self._policy, self._rewards, self.folder / "evaluation")
+        with self._work("evaluate"):
+            result = self._make.run_evaluation(self.config, self._policy, self._rewards, self.folder / "evaluation")
+        self._unfinished.clear()
+        return result
 
 
 def is_finished(config: AnyConfig, done: int, root: Path) -> bool:
@@ -260,15 +304,17 @@ def run_rounds(config: AnyConfig, root: Path, console: Console) -> None:
         guarded=make.watch_of(config) is not None,
         noun=make.NOUN,
     )
+    stop = Stop()
     with console.status("loading the model"):
-        run = Run(config, root, progress=table.progress, announce=partial(say_where, console))
-    with table.shown():
+        run = Run(config, root, progress=stop.checked(table.progress), announce=partial(say_where, console))
+    with stop.gently(), table.shown():
         table.loaded()
         last, verdict = 0, None
         for round_ in run.rounds():
             verdict = run.verdict
             table.add(round_, start=run.start, look=verdict.look if verdict else None)
             last = round_.index
+            stop.check()
         if 0 < last < config.rounds and not (verdict and verdict.fired):
             console.print(f"stopped after round {last}: no better mean reward in {config.stop_when_flat} rounds")
         run.evaluate()
@@ -309,14 +355,17 @@ def evaluate_run(
     else:
         assert isinstance(config, Config)
         config = config.with_overrides(["sampling.lora_scale=1.0"])  # the run's is that of its own LoRA
-    table = LiveTable(console, rounds=config.rounds, ranking="", held_out=None)
+    table, stop = LiveTable(console, rounds=config.rounds, ranking="", held_out=None), Stop()
+    unfinished = Unfinished(root, packer=make.make_codec(), identity=identity_of(config))
     with console.status("loading the model"):
         make.prepare(threads or config.threads)
-        policy = _policy(config, root, lora, table.progress)
+        policy = _policy(config, root, lora, stop.checked(table.progress))
+        policy.shelf = unfinished.shelf("evaluate")
         rewards = make.run_rewards(config, policy)
     folder = root if lora is None else other_evaluation(root, lora)
-    with table.shown():
+    with stop.gently(), table.shown():
         result = make.run_evaluation(config, policy, rewards, folder / "evaluation")
+    unfinished.clear()
     make.show_evaluation(console, result)
     if lora is None:
         write_report(root)

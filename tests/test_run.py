@@ -1,5 +1,6 @@
 """Whole runs of the carried model through the command line: pictures of 32 px in 2 steps, nothing of any quality."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 
 from raft_diffusion import assemble, cli
 from raft_diffusion.core.config import Config
+from raft_diffusion.terminal import LiveTable
 
 TINY = """
 name = "tiny"
@@ -253,6 +255,73 @@ def test_a_killed_run_goes_on_to_the_same_end(finished, config, tmp_path):
     assert sorted(path.name for path in (root / "rounds").iterdir()) == [".002.partial", "001"]
     command("train", config, "--out", root)
     assert same_run(finished, root)
+
+
+@pytest.mark.parametrize(("number", "stage"), [(signal.SIGINT, ("sample", 4, 4)), (signal.SIGTERM, ("tune", 1, 2))])
+def test_ctrl_c_finishes_the_batch_and_the_same_command_goes_on(finished, config, tmp_path, capfd, number, stage):
+    root = tmp_path / "stopped"
+    tell = LiveTable.progress
+
+    def told(self, *event):
+        tell(self, *event)
+        if event == stage:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LiveTable, "progress", told)
+        with pytest.raises(SystemExit) as stop:
+            command("train", config, "--out", root)
+    assert stop.value.code == 130
+    err = capfd.readouterr().err
+    assert "stopping after the batch in hand, which is kept; Ctrl-C again stops at once" in err
+    assert "stopped; the same command goes on where this one stopped" in err
+    kinds = {path.suffix for path in (root / "unfinished" / "round").iterdir()}
+    assert kinds == ({".batch"} if stage[0] == "sample" else {".batch", ".tuning"})
+    command("train", config, "--out", root)
+    assert same_run(finished, root)
+
+
+def test_a_second_process_is_refused_in_one_line_before_it_loads_a_model(copy, config, capsys, monkeypatch):
+    shutil.rmtree(copy / "rounds" / "003")
+    before = files(copy)
+    code = (
+        "import sys; from raft_diffusion.core.lock import *; held = RunLock.take(Path(sys.argv[1])); print(flush=True)"
+    )
+    monkeypatch.setattr(assemble, "make_policy", lambda *_: pytest.fail("a model was loaded"))
+    command_line = [sys.executable, "-c", f"{code}; sys.stdin.read()", str(copy)]
+    with subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(SystemExit) as stop:
+            command("train", config, "--out", copy)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"another process works in {copy}; wait until it ends" in err
+    assert files(copy) == before
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_same_command_goes_on(finished, config, tmp_path, capfd):
+    root, flush, calls = tmp_path / "full", os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SystemExit) as stop:
+            command("train", config, "--out", root)
+    assert stop.value.code == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("raft-diffusion: the disk of ")
+    assert last.endswith(" is full; make room on it, then the same command goes on where this one stopped")
+    moved = root.rename(tmp_path / "another disk")
+    command("train", config, "--out", moved)
+    (moved / "rounds" / "001" / "time.json").touch()  # the disk filled up before it was written
+    assert same_run(finished, moved)
 
 
 def test_a_changed_setting_in_the_same_folder_is_refused(copy, config, capsys):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.config import Config
+from ..core.lock import RunLock
 from ..llm.config import TextConfig
 from .options import Json, Lora, Run, Threads, collected, file_of, make_console
 
@@ -78,6 +79,7 @@ def evaluate(
     if pairs and not (each_round or beside):
         raise ValueError("--pairs belongs to --each-round or --beside; give it with one of them, or leave it out")
     counts = parse_steps(steps)
+    _lock = RunLock.take(run)
     with collected(json_file) as numbers:
         console = make_console(json_file)
         if each_round and isinstance(config, Config):

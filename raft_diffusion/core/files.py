@@ -1,11 +1,16 @@
-"""Text files: read with one clear sentence for each thing that can be wrong, written whole or not at all."""
+"""Files: text read with one clear sentence for each thing that can be wrong; everything written whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+GO_ON = "then the same command goes on where this one stopped"
 
 
 def read_text(path: Path, *, what: str, advice: str) -> str:
@@ -25,14 +30,74 @@ def read_text(path: Path, *, what: str, advice: str) -> str:
         raise ValueError(f"the {what} {path} {problem}; {advice}") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """UTF-8 with plain newlines, under a temporary name first, flushed, then renamed."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """A file whole or not at all, and lasting: a temporary name, flushed, renamed, the folder flushed.
+
+    A text becomes UTF-8 with plain newlines. Raises OSError that names the file.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _named(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):  # a full disk gets its room back
+                temporary.unlink()
+            raise
+        _flush(path.parent)
+
+
+def write_part(path: Path, content: bytes) -> None:
+    """A file of a folder that `rename_whole` makes lasting. Raises OSError that names it."""
+    with _named(path), path.open("wb") as file:
+        file.write(content)
+
+
+def rename_whole(partial: Path, final: Path) -> None:
+    """Give a folder its name once everything in it has reached the disk."""
+    with _named(final):
+        for path in [*partial.rglob("*"), partial]:
+            _flush(path)
+        os.rename(partial, final)
+        _flush(final.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system names no file where a write or a flush fails."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _flush(path: Path) -> None:
+    """Make a file or a folder's entries last; Windows cannot open a folder for that, and a file only for writing."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def advice_on(error: OSError) -> str:
+    """What went wrong with a file or a disk, and what to do, in one sentence."""
+    where = f" of {error.filename}" if error.filename else ""
+    path = str(error.filename or "the file")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk{where} is full; make room on it, {GO_ON}"
+    if error.errno == errno.EROFS:
+        return f"the disk{where} can only be read; make it writable, {GO_ON}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{path} is closed to you; give yourself the right to write there, {GO_ON}"
+    if error.errno == errno.EIO:
+        return f"the disk{where} failed (input/output error); check it or its cable, {GO_ON}"
+    return str(error)
 
 
 def inside(folder: Path, name: Any) -> Path | None:

@@ -36,7 +36,8 @@ class Tuner(Protocol):
 
 
 class Store(Protocol):
-    """Where finished rounds live. `resume` loads the last round's adapter into the policy."""
+    """Where finished rounds live. `resume` loads the last round's adapter into the policy; rounds that are too old to
+    be learned again may come without their winners."""
 
     def resume(self, policy: Any) -> list[Round]: ...
     def save(self, round_: Round, policy: Any) -> None: ...
@@ -62,12 +63,12 @@ def raft(
     replay: how many rounds before the present one lend their winners to the tuning; None means all of them, 0 none.
     replay_decay: an earlier winner's weight is multiplied by this for every round that it is old.
     """
-    past = [round_.selection.winners for round_ in store.resume(policy)]
-    for index in range(len(past) + 1, rounds + 1):
+    done = store.resume(policy)
+    recent = [round_.selection.winners for round_ in done]
+    for index in range(len(done) + 1, rounds + 1):
         groups = group(score(policy.generate(draws(index)), rewards))
         selection = select(groups)
-        past.append(selection.winners)
-        recent = past if replay is None else past[-1 - replay :]
+        recent = [*recent, selection.winners][0 if replay is None else -1 - replay :]
         figures = tune(policy, aged(recent, replay_decay), seed=derive_seed(seed, "tune", index))
         round_ = Round(index, groups, selection, figures)
         store.save(round_, policy)

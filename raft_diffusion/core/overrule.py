@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from .choices import FILE, HUMAN, Choices
+from .files import rename_whole
 from .store import StoredRound, complete_rounds, round_folder, stored_round, waiting_folder
 
 RESULTS = ("lora", "evaluation", "report.html", "before_after.png", "guard.json", "metrics.jsonl")
@@ -52,7 +53,7 @@ def set_aside(root: Path, index: int) -> Path:
     shutil.rmtree(waiting, ignore_errors=True)
     shutil.copytree(old / "candidates", partial / "candidates")
     shutil.copyfile(old / FILE, partial / FILE)
-    os.rename(partial, waiting)
+    rename_whole(partial, waiting)
     place = next(path for number in count(1) if not (path := root / "replaced" / str(number)).exists())
     (place / "rounds").mkdir(parents=True)
     for name in RESULTS:

@@ -7,6 +7,7 @@ rounds/001/winners/                the winners again
 rounds/001/adapter/                the adapter after the round
 rounds/001/choices.json            what a person chose, if one did
 rounds/002.waiting/                a round whose candidates wait for a person: candidates/, choices.json
+unfinished/                        what the round in hand has made so far (see `unfinished`)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -25,18 +27,20 @@ from typing import Any, Protocol
 
 from .choices import FILE as CHOICES
 from .choices import HUMAN
-from .files import write_atomically
+from .files import rename_whole, write_atomically, write_part
 from .guard import Look
+from .lock import FILE as LOCK
 from .looks import figures, write_look
 from .loop import group
 from .records import Group, Round, Sample, Scored, Selection, Winner
 from .rows import METADATA, checked, expect, is_integer, is_numbers, read_object, read_rows, to_draw, to_row
 from .settings import Settings
+from .unfinished import Packer
 
 TUNER_BATCH = ("tuning.batch_size", "tuning.gradient_accumulation")
 
 
-class Codec(Protocol):
+class Codec(Packer, Protocol):
     """How a modality's samples lie on disk. `keep`: with all that training needs, so that reading gives them back."""
 
     def write_samples(self, folder: Path, samples: Sequence[Sample], *, keep: bool) -> list[str]: ...
@@ -44,11 +48,15 @@ class Codec(Protocol):
 
 
 class RunFolder:
-    """A run on disk; it satisfies `core.loop.Store`."""
+    """A run on disk; it satisfies `core.loop.Store`.
 
-    def __init__(self, root: Path, *, codec: Codec) -> None:
+    replay: how many of the last rounds `resume` reads the winners of; None is all.
+    """
+
+    def __init__(self, root: Path, *, codec: Codec, replay: int | None = None) -> None:
         self.root = root
-        self._codec = codec
+        self._codec, self._replay = codec, replay
+        self._lines: list[str] = []  # of metrics.jsonl
 
     @classmethod
     def open(
@@ -59,24 +67,24 @@ class RunFolder:
         config: Settings,
         environment: Mapping[str, Any],
         may_change: Iterable[str] = (),
+        replay: int | None = None,
     ) -> RunFolder:
         """Start a run in `root`, or go on with the one that is there. Refuses what `check` refuses."""
         cls.check(root, config=config, may_change=may_change)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"the run folder {root} cannot be made ({error.strerror}); give another one") from None
+        make_folder(root)
         # first: a start that is killed later is still known as a run
         write_atomically(root / "config.toml", config.to_toml())
         (root / "rounds").mkdir(exist_ok=True)
         for leftover in (root / "rounds").glob(".*.partial"):
             shutil.rmtree(leftover)
+        for leftover in (root / "rounds").glob("*/time.json.tmp"):  # the one file that nothing writes again
+            leftover.unlink()
         for index in complete_rounds(root):  # it was killed between a round and the end of its wait
             shutil.rmtree(waiting_folder(root, index), ignore_errors=True)
         facts = {"started": _started(root), **environment}
         write_atomically(root / "environment.json", json.dumps(facts, indent=1) + "\n")
-        store = cls(root, codec=codec)
-        store._write_metrics()  # a run may have been killed between a round and its line
+        store = cls(root, codec=codec, replay=replay)
+        store._write_metrics(since=1)  # a run may have been killed between a round and its line
         return store
 
     @staticmethod
@@ -109,7 +117,7 @@ class RunFolder:
             _refuse_gap(root)
             if _completed(root) or waiting_folder(root, 1).is_dir():
                 _refuse_changes(before, config, tuple(may_change), root)
-        elif root.is_dir() and any(entry.name != "config.toml.tmp" for entry in root.iterdir()):
+        elif root.is_dir() and any(entry.name not in (LOCK, "config.toml.tmp") for entry in root.iterdir()):
             raise ValueError(f"{root} is not empty and holds no run; give a new folder")
         return _completed(root)
 
@@ -118,46 +126,41 @@ class RunFolder:
         return _completed(self.root)
 
     def resume(self, policy: Any) -> list[Round]:
-        """The complete rounds with their winners (groups are left out), the policy standing where the last one left
-        it."""
+        """The complete rounds, the policy standing where the last one left it. Their groups are left out, and so are
+        the winners of those that are too old to be learned again."""
         last = self.completed()
-        rounds = [self._read(index) for index in range(1, last + 1)]
+        oldest = 1 if self._replay is None else last + 1 - self._replay
+        rounds = [self._read(index, winners=index >= oldest) for index in range(1, last + 1)]
         if last:
             policy.load(self._folder(last) / "adapter")
         return rounds
 
     def save(self, round_: Round, policy: Any) -> None:
         """Write one round whole, then its line of metrics.jsonl."""
-        final = self._folder(round_.index)
-        partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         winners = {winner.sample.id: winner for winner in round_.selection.winners}
         rows = []
         for members, keys in zip(round_.groups, round_.selection.keys, strict=True):
             for scored, key in zip(members.candidates, keys, strict=True):
                 rows.append(to_row(scored, key, winners.get(scored.sample.id)))
         candidates = [scored.sample for members in round_.groups for scored in members.candidates]
-        self._write_set(partial / "candidates", candidates, rows, keep=True)
         won = [to_row(w.candidate, w.key, w) for w in round_.selection.winners]
-        self._write_set(partial / "winners", [w.sample for w in round_.selection.winners], won, keep=True)
-        (partial / "adapter").mkdir()
-        policy.save(partial / "adapter")
-        write_atomically(partial / "round.json", json.dumps(_summary(round_), indent=1) + "\n")
         waiting = waiting_folder(self.root, round_.index)
-        if (waiting / CHOICES).is_file():
-            shutil.copyfile(waiting / CHOICES, partial / CHOICES)
-        _rename_whole(partial, final)
+        with _built(self._folder(round_.index)) as partial:
+            self._write_set(partial / "candidates", candidates, rows, keep=True)
+            self._write_set(partial / "winners", [w.sample for w in round_.selection.winners], won, keep=True)
+            (partial / "adapter").mkdir()
+            policy.save(partial / "adapter")
+            write_part(partial / "round.json", (json.dumps(_summary(round_), indent=1) + "\n").encode())
+            if (waiting / CHOICES).is_file():
+                write_part(partial / CHOICES, (waiting / CHOICES).read_bytes())
         shutil.rmtree(waiting, ignore_errors=True)
-        self._write_metrics()
+        self._write_metrics(since=round_.index)
 
     def wait(self, index: int, samples: Sequence[Sample]) -> None:
         """Keep the candidates of a round that waits for a person, so that no stop loses them."""
-        final = waiting_folder(self.root, index)
-        partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         rows = [to_row(Scored(sample, {HUMAN: 0.0}), 0.0, None) for sample in samples]
-        self._write_set(partial / "candidates", samples, rows, keep=True)
-        _rename_whole(partial, final)
+        with _built(waiting_folder(self.root, index)) as partial:
+            self._write_set(partial / "candidates", samples, rows, keep=True)
 
     def waits(self, index: int) -> bool:
         return waiting_folder(self.root, index).is_dir()
@@ -172,18 +175,19 @@ class RunFolder:
     def save_look(self, look: Look) -> None:
         """Write what the guard saw after a round, and its numbers into the round's line of metrics.jsonl."""
         write_look(self.root, look)
-        self._write_metrics()
+        self._write_metrics(since=max(1, look.round))
 
     def _folder(self, index: int) -> Path:
         return _folder(self.root, index)
 
-    def _write_metrics(self) -> None:
-        lines = []
-        for index in range(1, self.completed() + 1):
+    def _write_metrics(self, *, since: int) -> None:
+        """Write the file anew, from what is known of the rounds before `since` and what the later ones say."""
+        del self._lines[since - 1 :]
+        for index in range(len(self._lines) + 1, self.completed() + 1):
             seen = figures(self.root, index)
             row = read_object(self._folder(index) / "round.json")
-            lines.append(json.dumps(row | ({"guard": seen} if seen else {})) + "\n")
-        write_atomically(self.root / "metrics.jsonl", "".join(lines))
+            self._lines.append(json.dumps(row | ({"guard": seen} if seen else {})) + "\n")
+        write_atomically(self.root / "metrics.jsonl", "".join(self._lines))
 
     def _write_set(
         self, folder: Path, samples: Sequence[Sample], rows: Sequence[dict[str, Any]], *, keep: bool
@@ -191,14 +195,17 @@ class RunFolder:
         folder.mkdir(parents=True)
         names = self._codec.write_samples(folder, samples, keep=keep)
         lines = (json.dumps({"file_name": n, **row}, ensure_ascii=False) for n, row in zip(names, rows, strict=True))
-        write_atomically(folder / METADATA, "".join(f"{line}\n" for line in lines))
+        write_part(folder / METADATA, "".join(f"{line}\n" for line in lines).encode())
 
-    def _read(self, index: int) -> Round:
+    def _read(self, index: int, *, winners: bool) -> Round:
         folder = self._folder(index)
+        numbers = read_object(folder / "round.json")["figures"]
+        if not winners:
+            return Round(index, (), Selection((), ()), numbers)
         rows = [checked(row, place) for place, row in read_rows(folder / "winners" / METADATA)]
         data = self._codec.read_samples(folder / "winners", rows)
-        winners = tuple(_winner(row, item) for row, item in zip(rows, data, strict=True))
-        return Round(index, (), Selection((), winners), read_object(folder / "round.json")["figures"])
+        won = tuple(_winner(row, item) for row, item in zip(rows, data, strict=True))
+        return Round(index, (), Selection((), won), numbers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,6 +244,14 @@ def read_metrics(root: Path) -> list[dict[str, Any]]:
             expect(is_numbers(row.get(key, {} if key == "deviation" else None)), place, f"{key} holds no numbers")
         metrics.append(row)
     return metrics
+
+
+def make_folder(root: Path) -> None:
+    """The run's folder, if it is not there. Raises ValueError where it cannot be made."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the run folder {root} cannot be made ({error.strerror}); give another one") from None
 
 
 def waiting_folder(root: Path, index: int) -> Path:
@@ -362,20 +377,14 @@ def _summary(round_: Round) -> dict[str, Any]:
     }
 
 
-def _rename_whole(partial: Path, final: Path) -> None:
-    """Everything in it reaches the disk before its name does."""
-    for path in [*partial.rglob("*"), partial]:
-        _flush(path)
-    os.rename(partial, final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    """Make a file or a folder's entries last; Windows cannot open a folder for that, and a file only for writing."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+@contextmanager
+def _built(final: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is whole. A disk that was full gets its room back."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield partial
+        rename_whole(partial, final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -4,7 +4,8 @@ from ..webui import PromptWarning
 from .adapter import Adapter
 from .load import Components, choose_dtype, load, resolve_model
 from .pictures import Picture, PictureCodec, before_after, save_png
-from .sampler import DiffusionPolicy, Settings
+from .sampler import DiffusionPolicy
+from .settings import Settings
 from .sheet import grid
 from .tuner import DiffusionTuner
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from ..core.files import write_atomically
 from ..lora.file import FILE_NAME, METADATA, TARGETS, TEXT_ENCODER_TARGETS
 from .load import Components
 from .lora_weights import LoraWeights
@@ -110,9 +110,8 @@ class Adapter:
         """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters().items()}
-        partial = folder / f"{FILE_NAME}.partial"
-        save_file(tensors, partial, metadata={METADATA: json.dumps(self._metadata, sort_keys=True)})
-        os.replace(partial, folder / FILE_NAME)
+        content = save(tensors, metadata={METADATA: json.dumps(self._metadata, sort_keys=True)})
+        write_atomically(folder / FILE_NAME, content)
 
     def load(self, folder: Path) -> None:
         """Set the weights to those that `save` wrote, bit by bit. Raises ValueError when they do not fit."""

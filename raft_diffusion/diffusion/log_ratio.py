@@ -10,7 +10,8 @@ import torch
 from ..core.records import Sample, derive_seed
 from ..rewards import LOG_RATIO
 from ..rewards import LOG_RATIO_LEVELS as LEVELS
-from .sampler import DiffusionPolicy, make_scheduler
+from .sampler import DiffusionPolicy
+from .settings import make_scheduler
 
 
 class LogRatio:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 
+from ..core.files import write_atomically, write_part
 from ..core.records import Sample
 from .sheet import grid
 
 LATENTS = "latents.safetensors"
+WORDS = "parameters"
+"""Where WebUIs look for a picture's settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +49,28 @@ class PictureCodec:
         for name, sample in zip(names, samples, strict=True):
             save_png(sample.data.image, folder / name)
         if keep:
-            save_file({sample.id: sample.data.latent.contiguous() for sample in samples}, folder / LATENTS)
+            write_part(folder / LATENTS, save({sample.id: sample.data.latent.contiguous() for sample in samples}))
         return names
+
+    def pack(self, samples: Sequence[Sample]) -> bytes:
+        """A batch's latents, pixels and the words that its pictures carry, bit by bit."""
+        pictures = [sample.data for sample in samples]
+        words = json.dumps([picture.image.info.get(WORDS) for picture in pictures]).encode()
+        tensors = {WORDS: torch.frombuffer(bytearray(words), dtype=torch.uint8)}
+        tensors |= {f"latent {k}": picture.latent.contiguous() for k, picture in enumerate(pictures)}
+        tensors |= {f"pixels {k}": torch.from_numpy(np.array(picture.image)) for k, picture in enumerate(pictures)}
+        return save(tensors)
+
+    def unpack(self, content: bytes) -> list[Picture]:
+        """What `pack` was given, in order."""
+        tensors = load(content)
+        pictures = []
+        for k, words in enumerate(json.loads(bytes(tensors[WORDS].tolist()))):
+            image = Image.fromarray(tensors[f"pixels {k}"].numpy())
+            if words is not None:
+                image.info[WORDS] = words
+            pictures.append(Picture(tensors[f"latent {k}"].clone(), image))
+        return pictures
 
     def read_samples(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
         """Read back what `write_samples(keep=True)` wrote; each row needs its "id" and "file_name".
@@ -66,10 +92,12 @@ class PictureCodec:
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG that carries `image.info["parameters"]`, if any, where WebUIs put a picture's settings."""
     chunks = PngInfo()
-    if text := image.info.get("parameters"):
+    if text := image.info.get(WORDS):
         # A word from a terminal may hold bytes that were no UTF-8; PNG has no way to write them.
-        chunks.add_text("parameters", text.encode("utf-8", "replace").decode("utf-8"))
-    image.save(path, "PNG", pnginfo=chunks)
+        chunks.add_text(WORDS, text.encode("utf-8", "replace").decode("utf-8"))
+    content = BytesIO()
+    image.save(content, "PNG", pnginfo=chunks)
+    write_part(path, content.getvalue())
 
 
 def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path, *, columns: int = 8) -> None:
@@ -79,7 +107,9 @@ def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path
         for start in range(0, len(examples), columns)
         for side in ("before", "after")
     ]
-    grid(rows, row_labels=["base", "tuned"] * (len(rows) // 2)).save(path)
+    content = BytesIO()
+    grid(rows, row_labels=["base", "tuned"] * (len(rows) // 2)).save(content, "PNG")
+    write_atomically(path, content.getvalue())
 
 
 def _open(path: Path) -> Image.Image:

@@ -8,93 +8,31 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from PIL import Image
 
 from ..core.records import Draw, Sample
+from ..core.unfinished import Shelf
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
-from ..webui import SCHEDULERS, Infotext, PromptWarning, check_eta, find_scheduler, literal_syntax, shortened
+from ..tuning_state import digest_of
+from ..webui import Infotext, PromptWarning, check_eta, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
 from .load import Components
 from .lora_weights import load_weights
 from .pictures import Picture
+from .settings import Settings, make_scheduler
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""
 DECODED_PIXELS = 2**20
 """Decoded at once: four pictures of 512 x 512, or one that is larger. The VAE's memory grows with it."""
-ZERO_SNR = "rescale_betas_zero_snr"
-"""diffusers' setting for a noise schedule whose last level is pure noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to sample.
-
-    width, height: of the picture in pixels, multiples of the VAE's factor (8 for Stable Diffusion).
-    num_inference_steps: denoising steps.
-    guidance_scale: of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598) in diffusers' convention:
-        1 or less means none, and half the work.
-    scheduler: a name of `webui.SCHEDULERS` or the diffusers class behind it.
-    batch_size: pictures sampled at once; it does not change them.
-    eta: the noise of DDIM, 0 to 1 (Song et al. 2020, arXiv:2010.02502, equation 16), or of TCD.
-    noise_scale: the deviation of the initial latent relative to the scheduler's: below 1 for tamer pictures, above for
-        wilder ones, as a temperature does it for text.
-    tiny_decoder: decode with the components' tiny decoder instead of their VAE; enough for scoring.
-    """
-
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    batch_size: int
-    eta: float = 0.0
-    noise_scale: float = 1.0
-    tiny_decoder: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("width", "height", "num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
-        if not 0 < self.noise_scale < math.inf:
-            raise ValueError(f"noise_scale is {self.noise_scale}; it must be a finite number above 0")
-
-
-def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh diffusers scheduler with the model's own noise schedule.
-
-    Raises ValueError for an unknown name, and for one that cannot take a schedule that ends without any signal.
-    """
-    found = find_scheduler(name)
-    kind = getattr(diffusers, found.kind)
-    changes = dict(found.changes)
-    if config.get(ZERO_SNR):
-        if not _knows_zero_snr(kind):
-            known = [name for name, other in SCHEDULERS.items() if _knows_zero_snr(getattr(diffusers, other.kind))]
-            plain = ", ".join(name for name in known if SCHEDULERS[name].sampler == name)
-            raise ValueError(
-                f"the scheduler {name!r} cannot start from pure noise, as this model's zero-terminal-SNR schedule "
-                f"asks for; choose from {plain}"
-            )
-        changes["timestep_spacing"] = "trailing"  # Lin et al. 2023 (arXiv:2305.08891), section 3.3
-    return kind.from_config(config, **changes)
-
-
-def _knows_zero_snr(kind: Any) -> bool:
-    return ZERO_SNR in inspect.signature(kind.__init__).parameters
 
 
 def _stored(path: Path) -> StoredLora:
@@ -111,6 +49,7 @@ class DiffusionPolicy:
     settings: how candidates are collected.
     clip_skip: which layer of the text encoder is read, as WebUIs count: 1 is the last, 2 the one before it.
     progress: called with ("sample", pictures done, pictures in all) after each batch.
+    shelf, an attribute: where finished batches and the state of the tuning are kept until their round is.
     Raises ValueError when the settings do not fit the model.
     """
 
@@ -131,6 +70,7 @@ class DiffusionPolicy:
         self.settings = settings
         self.clip_skip = clip_skip
         self.adapter: Adapter | None = None
+        self.shelf: Shelf | None = None
         self._attached: tuple[Path, float] | None = None
         self._is_base = False
         self._progress = progress
@@ -243,19 +183,32 @@ class DiffusionPolicy:
         """
         settings = settings or self.settings
         scheduler = self._scheduler(settings)
-        tiny = settings.tiny_decoder
+        made_of = self._made_of(settings) if self.shelf else None
         samples: list[Sample] = []
         for start in range(0, len(draws), settings.batch_size):
             batch = draws[start : start + settings.batch_size]
-            latents = self._denoise(batch, settings, scheduler)
-            for draw, latent in zip(batch, latents, strict=True):
-                if not latent.isfinite().all():
-                    raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
-            for draw, latent, image in zip(batch, latents.cpu(), self.decode(latents, tiny=tiny), strict=True):
-                image.info["parameters"] = self._infotext(draw, settings).text()
-                samples.append(Sample(draw, Picture(latent.clone(), image)))
+            make = partial(self._sample, batch, settings, scheduler)
+            samples += self.shelf.batch(batch, made_of, make) if self.shelf else make()
             if self._progress:
                 self._progress("sample", len(samples), len(draws))
+        return samples
+
+    def _made_of(self, settings: Settings) -> list[object]:
+        """What samples follow from beside their draws and the frozen model."""
+        adapter = None if self._is_base else self.adapter
+        return [repr(settings), [adapter.strength, digest_of(adapter.parameters())] if adapter else "base"]
+
+    def _sample(self, batch: Sequence[Draw], settings: Settings, scheduler: Any) -> list[Sample]:
+        """One batch, sampled at once."""
+        latents = self._denoise(batch, settings, scheduler)
+        for draw, latent in zip(batch, latents, strict=True):
+            if not latent.isfinite().all():
+                raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
+        samples = []
+        images = self.decode(latents, tiny=settings.tiny_decoder)
+        for draw, latent, image in zip(batch, latents.cpu(), images, strict=True):
+            image.info["parameters"] = self._infotext(draw, settings).text()
+            samples.append(Sample(draw, Picture(latent.clone(), image)))
         return samples
 
     @torch.no_grad()

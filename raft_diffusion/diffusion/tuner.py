@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ..core.records import Winner
+from ..tuning_state import TuningState, learned
 from .load import Components
-from .sampler import DiffusionPolicy, Progress, make_scheduler
+from .sampler import DiffusionPolicy, Progress
+from .settings import make_scheduler
 
 PRECISIONS = ("no", "fp16", "bf16")
 
@@ -93,10 +95,18 @@ class DiffusionTuner:
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
         accelerator = self._accelerator(policy.components)
         prepared = accelerator.prepare(optimizer)
-        losses: list[float] = []
-        drifts: list[float] = []
-        norms: list[float] = []
-        for step in range(1, self.steps + 1):
+        state = TuningState(
+            policy.shelf,
+            adapter.parameters(),
+            optimizer,
+            made_of=[seed, repr(replace(self, progress=None)), learned(winners)],
+            steps=self.steps,
+            scaler=accelerator.scaler,
+        )
+        before, (losses, drifts, norms) = state.restore(3)
+        for _ in range(before):
+            batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
+        for step in range(before + 1, self.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
             drawn = batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
@@ -114,8 +124,7 @@ class DiffusionTuner:
                         norms += self._norm(accelerator, parameters, step)
                     prepared.step()
                     prepared.zero_grad()
-            if self.progress:
-                self.progress("tune", step, self.steps)
+            state.done(step, (losses, drifts, norms), self.progress)
         if not norms:
             raise RuntimeError("no tuning step had a finite gradient; tune more steps, or choose bf16")
         figures = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}

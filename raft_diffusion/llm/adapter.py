@@ -12,7 +12,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+
+from ..core.files import write_atomically
 
 FILE_NAME = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
@@ -60,11 +62,17 @@ class TextAdapter:
             if ".lora_A." in name or ".lora_B." in name
         }
 
+    @property
+    def is_on(self) -> bool:
+        return not self._layers()[0].disable_adapters
+
+    def _layers(self) -> list[BaseTunerLayer]:
+        return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+
     @contextlib.contextmanager
     def switched(self, on: bool) -> Iterator[None]:
         """Whether the adapter has a say in this context; contexts may be nested."""
-        layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
-        before = not layers[0].disable_adapters
+        layers, before = self._layers(), self.is_on
         for layer in layers:
             layer.enable_adapters(on)
         try:
@@ -76,7 +84,7 @@ class TextAdapter:
     def save(self, folder: Path) -> None:
         """Write peft's own two files into an existing folder; `PeftModel.from_pretrained` reads them."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.parameters().items()}
-        save_file(tensors, folder / FILE_NAME, metadata={"format": "pt"})
+        write_atomically(folder / FILE_NAME, save(tensors, metadata={"format": "pt"}))
         self._config.save_pretrained(str(folder))
 
     def load(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import rename_whole
 from ..core.loop import Reward, Selector
 from ..core.prompts import draw_round
 from ..core.records import Draw, Prompt, Sample, derive_seed
@@ -74,6 +75,7 @@ def make_sampler(config: TextConfig, policy: TextPolicy, progress: Progress | No
     if config.teacher is None:
         return policy
     teacher = _load(config, config.teacher, progress)
+    teacher.shelf = policy.shelf
     if config.teacher_lora:
         teacher.attach(Path(config.teacher_lora))
     return Distillation(teacher=teacher, student=policy)
@@ -123,7 +125,7 @@ def begin(config: TextConfig, policy: TextPolicy, folder: Path, progress: Progre
         make_tuner(config, progress, index=0)(policy, winners, seed=derive_seed(config.seed, "warm up"))
         partly = folder / f".{WARM}.partial"
         policy.save(partly)
-        partly.rename(done)
+        rename_whole(partly, done)
     policy.load(done)
 
 

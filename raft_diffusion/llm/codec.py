@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_part
 from ..core.records import Sample
 from .completion import Completion
 
@@ -24,11 +25,20 @@ class TextCodec:
         names = [f"{sample.id}.txt" for sample in samples]
         for name, sample in zip(names, samples, strict=True):
             # A model may write half a character; the tokens keep it, a text file cannot.
-            (folder / name).write_bytes(sample.data.text.encode("utf-8", "replace"))
+            write_part(folder / name, sample.data.text.encode("utf-8", "replace"))
         if keep:
             tokens = {sample.id: {"prompt": sample.data.prompt_ids, "answer": sample.data.ids} for sample in samples}
-            (folder / TOKENS).write_text(json.dumps(tokens) + "\n", encoding="utf-8")
+            write_part(folder / TOKENS, (json.dumps(tokens) + "\n").encode())
         return names
+
+    def pack(self, samples: Sequence[Sample]) -> bytes:
+        """Texts and tokens of a batch, exactly."""
+        rows = [[sample.data.text, sample.data.prompt_ids, sample.data.ids] for sample in samples]
+        return json.dumps(rows).encode()
+
+    def unpack(self, content: bytes) -> list[Completion]:
+        """What `pack` was given, in order."""
+        return [Completion(text, tuple(prompt), tuple(answer)) for text, prompt, answer in json.loads(content)]
 
     def read_samples(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Completion]:
         """Read back what `write_samples(keep=True)` wrote; each row needs its "id" and "file_name".

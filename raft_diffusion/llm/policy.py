@@ -10,12 +10,15 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.records import Draw, Sample
+from ..core.unfinished import Shelf
+from ..tuning_state import digest_of
 from .adapter import ALL_LINEAR, TextAdapter
 from .completion import Completion
 from .log_prob import accepted, pad_left, position_ids
@@ -53,6 +56,7 @@ class TextPolicy:
     chat: prompts go through the tokenizer's chat template as the user's turn; else they are continued as they stand.
     system: the system turn before them, with chat alone.
     progress: called with ("sample", done, total).
+    shelf, an attribute: where finished batches and the state of the tuning are kept until their round is.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class TextPolicy:
         self.tokenizer = tokenizer
         self.settings = settings
         self._chat, self._system, self._progress = chat, system, progress
+        self.shelf: Shelf | None = None
         self._adapter: TextAdapter | None = None
         self._ends = _end_ids(model, tokenizer)
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
@@ -175,16 +180,31 @@ class TextPolicy:
         prompts = {text: self.encode(text) for text in dict.fromkeys(draw.prompt.text for draw in draws)}
         self._check_room(prompts, settings.max_new_tokens)
         order = sorted(range(len(draws)), key=lambda i: (len(prompts[draws[i].prompt.text]), i))
+        made_of = self._made_of(settings) if self.shelf else None
         samples: dict[int, Sample] = {}
         for start in range(0, len(order), settings.batch_size):
             places = order[start : start + settings.batch_size]
-            rows = [prompts[draws[i].prompt.text] for i in places]
-            answers = self._answers(rows, [draws[i].seed for i in places], settings)
-            for i, row, ids in zip(places, rows, answers, strict=True):
-                samples[i] = Sample(draws[i], Completion(self.decode(row, ids), row, tuple(ids)))
+            batch = [draws[i] for i in places]
+            make = partial(self._sample, batch, [prompts[draw.prompt.text] for draw in batch], settings)
+            made = self.shelf.batch(batch, made_of, make) if self.shelf else make()
+            samples |= dict(zip(places, made, strict=True))
             if self._progress:
                 self._progress("sample", len(samples), len(draws))
         return [samples[i] for i in range(len(draws))]
+
+    def _made_of(self, settings: TextSettings) -> list[object]:
+        """What samples follow from beside their draws and the run's settings."""
+        adapter = self._adapter if self._adapter and self._adapter.is_on else None
+        model = str(getattr(self.model.config, "_name_or_path", ""))
+        return [model, repr(settings), digest_of(adapter.parameters()) if adapter else "base"]
+
+    def _sample(self, batch: Sequence[Draw], rows: Sequence[tuple[int, ...]], settings: TextSettings) -> list[Sample]:
+        """One batch, sampled at once. rows: its prompts' tokens."""
+        answers = self._answers(rows, [draw.seed for draw in batch], settings)
+        return [
+            Sample(draw, Completion(self.decode(row, ids), row, tuple(ids)))
+            for draw, row, ids in zip(batch, rows, answers, strict=True)
+        ]
 
     def _answers(self, rows: Sequence[Sequence[int]], seeds: Sequence[int], settings: TextSettings) -> list[list[int]]:
         """The sampled tokens of each row, up to its end token."""

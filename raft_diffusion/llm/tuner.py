@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 
 from ..core.records import Winner
+from ..tuning_state import TuningState, learned
 from .log_prob import log_probs
 from .policy import TextPolicy
 
@@ -56,22 +57,30 @@ class TextTuner:
         order = _epochs(len(usable), torch.Generator("cpu").manual_seed(seed))
         parameters = list(policy.trained.parameters().values())
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
-        losses, norms = 0.0, 0.0
+        state = TuningState(
+            policy.shelf,
+            policy.trained.parameters(),
+            optimizer,
+            made_of=[seed, repr(replace(self, progress=None)), learned(winners)],
+            steps=self.steps,
+        )
+        before, (losses, norms) = state.restore(2)
+        for _ in range(before * self.batch_size * self.gradient_accumulation):
+            next(order)
         with policy.tuned():
-            for step in range(1, self.steps + 1):
+            for step in range(before + 1, self.steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
                 drawn = [usable[i] for i in islice(order, self.batch_size * self.gradient_accumulation)]
                 loss = self._backward(policy, drawn)
                 if not math.isfinite(loss):
                     raise RuntimeError(f"the loss of tuning step {step} is {loss}; lower learning_rate")
-                losses += loss
-                norms += torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+                losses.append(loss)
+                norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item())
                 optimizer.step()
                 optimizer.zero_grad()
-                if self.progress:
-                    self.progress("tune", step, self.steps)
-        return {"loss": losses / self.steps, "grad_norm": norms / self.steps}
+                state.done(step, (losses, norms), self.progress)
+        return {"loss": sum(losses) / self.steps, "grad_norm": sum(norms) / self.steps}
 
     def _backward(self, policy: TextPolicy, drawn: Sequence[Winner]) -> float:
         """The gradients of one step's loss, and that loss."""

@@ -186,6 +186,21 @@ def test_resume_gives_the_same_winners_and_policy(tmp_path):
     assert fresh.mean == policy.mean
 
 
+def test_resume_reads_the_winners_alone_that_are_learned_again(tmp_path):
+    done = list(run(tmp_path, rounds=3))
+    shutil.rmtree(tmp_path / "rounds" / "001" / "winners")
+    shutil.rmtree(tmp_path / "rounds" / "002" / "winners")
+    policy = Gaussian()
+    back = open_run(tmp_path, replay=1).resume(policy)
+    assert [len(r.selection.winners) for r in back] == [0, 0, len(done[2].selection.winners)]
+    assert facts(back[2]) == facts(done[2])
+    assert [r.figures for r in back] == [r.figures for r in done]
+    assert policy.mean == json.loads((tmp_path / "rounds/003/adapter/mean.json").read_text())
+    assert [len(r.selection.winners) for r in open_run(tmp_path, replay=0).resume(policy)] == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"no run file .*002.winners.metadata"):
+        open_run(tmp_path, replay=2).resume(policy)
+
+
 def test_resume_of_a_new_run_leaves_the_policy_alone(tmp_path):
     policy = Gaussian()
     store = open_run(tmp_path)

@@ -57,6 +57,18 @@ def test_what_a_picture_says_of_itself_is_kept(tmp_path, samples):
     assert "parameters" not in pictures[2].image.info
 
 
+def test_a_packed_batch_comes_back_bit_by_bit(samples):
+    words = ["ein Käse, 猫\nSteps: 4", "bytes that were no UTF-8: \udcff", None]
+    for sample, text in zip(samples[:2], words, strict=False):
+        sample.data.image.info["parameters"] = text
+    back = PictureCodec().unpack(PictureCodec().pack(samples))
+    for picture, sample, text in zip(back, samples, words, strict=True):
+        assert torch.equal(picture.latent, sample.data.latent) and picture.latent.dtype == torch.float32
+        assert (picture.image.mode, picture.image.size) == ("RGB", (12, 8))
+        assert picture.image.tobytes() == sample.data.image.tobytes()
+        assert picture.image.info.get("parameters") == text
+
+
 def test_before_and_after_lie_under_each_other(tmp_path):
     for name, colour in {"a": "red", "b": "lime"}.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")

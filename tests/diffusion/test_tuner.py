@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from raft_diffusion.core.records import Winner
+from raft_diffusion.core.unfinished import Shelf
 from raft_diffusion.diffusion.adapter import FILE_NAME
-from raft_diffusion.diffusion.pictures import Picture
+from raft_diffusion.diffusion.pictures import Picture, PictureCodec
 from raft_diffusion.diffusion.sampler import DiffusionPolicy
 from raft_diffusion.diffusion.tuner import DiffusionTuner, _Objective
 
@@ -484,3 +485,37 @@ def test_drift_looks_at_the_bases_own_text(make_policy, winners):
 def test_a_weight_of_the_drift_that_means_nothing_is_refused(value):
     with pytest.raises(ValueError, match=f"anti_drift is {value}; it must be a finite number, 0 or more"):
         DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-3, anti_drift=value)
+
+
+class Killed(BaseException):
+    """Nobody catches it: what comes after it never happened."""
+
+
+@pytest.mark.parametrize(("stop", "first"), [(Killed, 3), (KeyboardInterrupt, 6)])
+def test_a_tuning_that_was_cut_off_goes_on_to_the_same_bytes(make_policy, winners, tmp_path, stop, first):
+    how = {"steps": 6, "batch_size": 2, "gradient_accumulation": 2, "learning_rate": 1e-3, "warmup_steps": 3}
+    how |= {"anti_drift": 0.5, "condition_drop": 0.3}
+    shelf, steps = Shelf(tmp_path / "shelf", packer=PictureCodec(), identity=""), []
+
+    def tune(end=99, seed=5):
+        def progress(_, done, steps_in_all):
+            steps.append(done)
+            if done == end:
+                raise stop
+
+        policy = make_policy()
+        policy.shelf = shelf
+        steps.clear()
+        return policy, DiffusionTuner(**how, progress=progress)(policy, winners, seed=seed)
+
+    alone = make_policy()
+    figures = DiffusionTuner(**how)(alone, winners, seed=5)
+    for end in (2, 5):
+        with pytest.raises(stop):
+            tune(end)
+    policy, again = tune()
+    assert steps[0] >= first
+    assert again == figures
+    assert saved(policy, tmp_path / "again") == saved(alone, tmp_path / "alone")
+    tune(seed=6)
+    assert steps == [1, 2, 3, 4, 5, 6]

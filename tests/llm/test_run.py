@@ -13,6 +13,7 @@ from raft_diffusion.core.store import read_metrics, stored_rounds
 from raft_diffusion.jobs import load_config
 from raft_diffusion.llm import assemble, data, pocket
 from raft_diffusion.llm.pocket.build import build
+from raft_diffusion.llm.policy import TextPolicy
 from raft_diffusion.report import write_report
 from raft_diffusion.runs import Run
 
@@ -99,6 +100,43 @@ def test_a_run_in_python_writes_with_the_lora_and_without_scores_and_has_a_curve
     assert [point.mean for _, point in run.curve()] == pytest.approx(means)
     with pytest.raises(ValueError, match="0 texts cannot be sampled"):
         run.sample(opening, 0)
+
+
+class Killed(BaseException):
+    """Nobody catches it: what comes after it never happened."""
+
+
+def killed_after(events, config, folder):
+    """Let a run go on in `folder` until its progress was told so often. Returns how many batches it began to sample."""
+    batches, left = [], iter(range(events, 0, -1))
+
+    def progress(*_):
+        if next(left, 0) == 1:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        answers = TextPolicy._answers
+        patch.setattr(TextPolicy, "_answers", lambda *words: (batches.append(1), answers(*words))[1])
+        try:
+            run = Run(config, folder, progress=progress)
+            list(run.rounds())
+            run.evaluate()
+        except Killed:
+            pass
+    return len(batches)
+
+
+def test_a_text_run_that_is_killed_repeats_no_batch_and_ends_the_same(tmp_path):
+    config = small("pocket-reviews", "sampling.batch_size=4", "tuning.steps=4", "evaluation.samples=4")
+    alone = killed_after(10**9, config, tmp_path / "alone")
+    # in the guard's start, among the candidates, while scoring, tuning, in the next round, in the evaluation
+    again = sum(killed_after(events, config, tmp_path / "killed") for events in (2, 6, 7, 10, 18, 35, 10**9))
+    assert again == alone  # each was told between two batches
+    for name in ("lora/adapter_model.safetensors", "metrics.jsonl", "rounds/001/candidates/metadata.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    ends = [json.loads((tmp_path / name / "evaluation/evaluation.json").read_text()) for name in ("alone", "killed")]
+    assert {**ends[0], "seconds": 0} == {**ends[1], "seconds": 0}
+    assert not (tmp_path / "killed" / "unfinished").exists()
 
 
 def test_train_evaluates_reports_and_shows_a_finished_run_without_a_model(tmp_path, capsys, monkeypatch):
