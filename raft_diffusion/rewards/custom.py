@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..core.loop import Reward
 from ..core.records import Sample
-from . import split_custom
+from . import score_name, split_custom
 
 
 def load_custom(name: str, *, datum: Literal["image", "text"] = "image") -> Reward:
@@ -27,8 +27,13 @@ def load_custom(name: str, *, datum: Literal["image", "text"] = "image") -> Rewa
     Raises ValueError for a name that leads to no such function, and when it scores: for a function that
     raises, by the first sample that makes it do so, and for what is no list. `core.loop.score` refuses the rest.
     """
-    module_name, function_name = split_custom(name)
-    function = _find(name, _import(name, module_name), function_name, datum)
+    many = "pictures" if datum == "image" else "texts"
+    function = load_function(
+        name,
+        what="reward",
+        takes=f"the list of {many} and the list of their prompts, as in def {{}}({datum}s, prompts)",
+    )
+    function_name = score_name(name)
 
     def reward(samples: Sequence[Sample]) -> Mapping[str, Sequence[Any]]:
         data, prompts = [getattr(sample.data, datum) for sample in samples], [sample.prompt.text for sample in samples]
@@ -36,7 +41,7 @@ def load_custom(name: str, *, datum: Literal["image", "text"] = "image") -> Rewa
             values: Any = function(data, prompts)
         except Exception as error:
             where = _where(function, data, prompts, samples)
-            raise ValueError(f"reward {name!r} failed on {where}: {_told(error)}") from error
+            raise ValueError(f"reward {name!r} failed on {where}: {told(error)}") from error
         ordered = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping, Set))
         if not ordered or getattr(values, "ndim", 1) == 0:
             kind = "" if values is None else f" ({type(values).__name__})"
@@ -49,7 +54,17 @@ def load_custom(name: str, *, datum: Literal["image", "text"] = "image") -> Rewa
     return reward
 
 
-def _import(name: str, module_name: str) -> ModuleType:
+def load_function(name: str, *, what: str, takes: str) -> Callable[..., Any]:
+    """The function behind "module:function", which takes two lists; a module in the current folder is found.
+
+    what: "reward"; takes: what it must take, with {} for its name. Raises ValueError for a name that leads to no such
+    function.
+    """
+    module_name, function_name = split_custom(name, what=what)
+    return _find(f"the {what} {name!r}", _import(f"the {what} {name!r}", module_name), function_name, takes)
+
+
+def _import(who: str, module_name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -64,20 +79,18 @@ def _import(name: str, module_name: str) -> ModuleType:
             why = f"; put {module_name.partition('.')[0]}.py into the present folder, or install it"
         else:
             why = ""
-        raise ValueError(
-            f"the reward {name!r}: module {module_name!r} cannot be imported ({_told(error)}){why}"
-        ) from error
+        raise ValueError(f"{who}: module {module_name!r} cannot be imported ({told(error)}){why}") from error
 
 
-def _find(name: str, module: ModuleType, function_name: str, datum: str) -> Callable[..., Any]:
+def _find(who: str, module: ModuleType, function_name: str, takes: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
         near = difflib.get_close_matches(function_name, names, n=3, cutoff=0.4) or names[:5]
         has = f"it has {', '.join(near)}" if near else "it has none"
-        raise ValueError(f"the reward {name!r}: {module.__name__} has no function {function_name!r}; {has}")
+        raise ValueError(f"{who}: {module.__name__} has no function {function_name!r}; {has}")
     if inspect.isclass(function):
-        raise ValueError(f"the reward {name!r} is a class; name a function, or an object of the class")
+        raise ValueError(f"{who} is a class; name a function, or an object of the class")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions tell nothing of themselves
@@ -85,11 +98,7 @@ def _find(name: str, module: ModuleType, function_name: str, datum: str) -> Call
     try:
         signature.bind([], [])
     except TypeError as error:
-        raise ValueError(
-            f"the reward {name!r} takes {signature} and must take the list of "
-            f"{'pictures' if datum == 'image' else 'texts'} and the list of their prompts, "
-            f"as in def {function_name}({datum}s, prompts)"
-        ) from error
+        raise ValueError(f"{who} takes {signature} and must take {takes.format(function_name)}") from error
     return function
 
 
@@ -116,7 +125,7 @@ def _fails(function: Callable[..., Any], data: Sequence[Any], prompts: Sequence[
     return False
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """The error in one line, its kind first: the text of a KeyError alone says nothing."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
