@@ -74,7 +74,7 @@ def check_sources(config: Config) -> None:
 
 def _refuse_base_share() -> None:
     raise ValueError(
-        f"sampling.base_share is a share of the policy's own candidates, and sampling.sources has no {OWN}: leave it out"
+        "sampling.base_share is a share of the policy's own candidates, and sampling.sources lack that: leave it out"
     )
 
 

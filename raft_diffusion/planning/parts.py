@@ -16,8 +16,8 @@ HALF = 2  # bytes of a float16 or bfloat16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What each network takes. decoder and encoder: the VAE's, and tiny_decoder what decodes candidates, often the same; towers:
-    their halves for pictures.
+    """What each network takes. decoder and encoder: the VAE's, and tiny_decoder what decodes candidates, often the
+    decoder; towers: their halves for pictures.
 
     weights: bytes that all networks hold, the LoRA left out; adapter: bytes of the LoRA; notes: what was assumed.
     """
