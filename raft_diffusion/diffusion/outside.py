@@ -39,9 +39,7 @@ class Outside:
         if latent is None:
             latent = self._encode(fitted)
             if not latent.isfinite().all():
-                raise ValueError(
-                    f"{name} cannot be learned: the VAE makes no finite latent of it; set precision to fp32"
-                )
+                raise ValueError(f"{name} cannot be learned: its latent is not finite; set precision to fp32")
             if key is not None:
                 self._latents[key] = latent
         return Picture(latent, fitted)
