@@ -20,11 +20,12 @@ from .core.loop import raft
 from .core.overrule import overruled, set_aside, what_follows
 from .core.records import Group, Round, Selection, Winner
 from .core.stop import is_flat
-from .core.store import RunFolder, complete_rounds, read_metrics
+from .core.store import RunFolder, complete_rounds, read_metrics, round_folder
 from .core.timing import write_seconds
 from .human import Person
 from .lora.file import lora_name
 from .modality import AnyConfig, Progress, modality_of
+from .skips import Diverged
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,7 +162,18 @@ class Run:
         """The policy that learns, whatever the candidates came from. The loop tunes right before it stores the round,
         so the store says which one it is."""
         index = self._store.completed() + 1
-        return self._make.make_tuner(self.config, self._tell, index=index)(self._policy, winners, seed=seed)
+        try:
+            return self._make.make_tuner(self.config, self._tell, index=index)(self._policy, winners, seed=seed)
+        except Diverged as error:
+            raise ValueError(self._stop_before(index, error)) from error
+
+    def _stop_before(self, index: int, error: Diverged) -> str:
+        """Leave the LoRA of the last good round as the run's; the sentence that says so."""
+        if index == 1:
+            return f"round 1 cannot be learned, and none is before it: {error}"
+        self._policy.load(round_folder(self.folder, index - 1) / "adapter")
+        self._policy.save(self.folder / "lora")
+        return f"the run stops at round {index - 1}, whose LoRA is its result, for in round {index} {error}"
 
     @property
     def _finished(self) -> bool:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 
 from ..core.records import Draw, Sample
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
+from ..room import Room
 from ..webui import SCHEDULERS, Infotext, PromptWarning, check_eta, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
 from .load import Components
@@ -136,6 +138,7 @@ class DiffusionPolicy:
         self._progress = progress
         self._embeddings: dict[str, torch.Tensor] = {}
         self._told: set[str] = set()
+        self._sampling, self._decoding = Room("sampling", setting="sampling.batch_size"), Room("decoding")
         self._scheduler(settings)
 
     def add_adapter(
@@ -245,9 +248,8 @@ class DiffusionPolicy:
         scheduler = self._scheduler(settings)
         tiny = settings.tiny_decoder
         samples: list[Sample] = []
-        for start in range(0, len(draws), settings.batch_size):
-            batch = draws[start : start + settings.batch_size]
-            latents = self._denoise(batch, settings, scheduler)
+        denoise = partial(self._denoise, settings=settings, scheduler=scheduler)
+        for batch, latents in self._sampling.batches(draws, settings.batch_size, denoise):
             for draw, latent in zip(batch, latents, strict=True):
                 if not latent.isfinite().all():
                     raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
@@ -266,13 +268,15 @@ class DiffusionPolicy:
         """
         vae: Any = self.components.tiny_decoder if tiny else self.components.vae
         cell = self.components.scale_factor**2
-        images: list[Image.Image] = []
-        for part in latents.split(max(1, DECODED_PIXELS // (cell * latents[0, 0].numel()))):
+
+        def decoded(part: torch.Tensor) -> list[Image.Image]:
             scaled = (part / vae.config["scaling_factor"]).to(vae.device, vae.dtype)
             pixels = vae.decode(scaled, return_dict=False)[0].float()
             pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            images += [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-        return images
+            return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+        most = max(1, DECODED_PIXELS // (cell * latents[0, 0].numel()))
+        return [image for _, images in self._decoding.batches(latents, most, decoded) for image in images]
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """The text encoder's states (B, T, D), with gradients where it is trained.

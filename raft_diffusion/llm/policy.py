@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..core.records import Draw, Sample
+from ..room import Room
 from .adapter import ALL_LINEAR, TextAdapter
 from .completion import Completion
 from .log_prob import accepted, pad_left, position_ids
@@ -74,6 +75,7 @@ class TextPolicy:
         self.settings = settings
         self._chat, self._system, self._progress = chat, system, progress
         self._adapter: TextAdapter | None = None
+        self._room = Room("sampling", noun="texts", setting="sampling.batch_size")
         self._ends = _end_ids(model, tokenizer)
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
 
@@ -176,11 +178,13 @@ class TextPolicy:
         self._check_room(prompts, settings.max_new_tokens)
         order = sorted(range(len(draws)), key=lambda i: (len(prompts[draws[i].prompt.text]), i))
         samples: dict[int, Sample] = {}
-        for start in range(0, len(order), settings.batch_size):
-            places = order[start : start + settings.batch_size]
+
+        def answered(places: Sequence[int]) -> list[tuple[int, Sequence[int], list[int]]]:
             rows = [prompts[draws[i].prompt.text] for i in places]
-            answers = self._answers(rows, [draws[i].seed for i in places], settings)
-            for i, row, ids in zip(places, rows, answers, strict=True):
+            return list(zip(places, rows, self._answers(rows, [draws[i].seed for i in places], settings), strict=True))
+
+        for _, answers in self._room.batches(order, settings.batch_size, answered):
+            for i, row, ids in answers:
                 samples[i] = Sample(draws[i], Completion(self.decode(row, ids), row, tuple(ids)))
             if self._progress:
                 self._progress("sample", len(samples), len(draws))
