@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "guard",
     "sampling.batch_size",
     "sampling.lora_scale",
+    "rewards.timeout",
     "tuning.gradient_checkpointing",
     "evaluation",
 )
@@ -127,7 +128,13 @@ def make_rewards(config: Config) -> list[Reward]:
     policy is left to `bound_rewards`."""
     settings = config.rewards
     ranking = [*published(settings), *settings.custom]
-    rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
+    rewards = make_scorers(
+        ranking,
+        scorer=settings.scorer,
+        device=config.device,
+        sources=settings.sources,
+        timeout=settings.timeout,
+    )
     if settings.held_out:
         rewards.append(make_held_out(config, settings.held_out))
     return rewards

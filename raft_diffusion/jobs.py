@@ -17,6 +17,7 @@ from .core.toml import format_value
 from .llm.config import TextConfig
 from .lora.start import agree_with_lora
 from .modality import AnyConfig, is_text, modality_of
+from .places import located
 from .rewards import score_name
 
 PRESETS = Path(__file__).parent / "presets"
@@ -56,13 +57,13 @@ def load_config(
     loaded = config_of(file)
     if isinstance(loaded, TextConfig):
         _refuse_of_pictures(of_pictures | {"held_out": held_out, "recipe": recipe, "generator": generators or None})
-        return loaded.with_overrides([*changes, *_given(options | {"prompts.train": prompts})])
+        return located(loaded.with_overrides([*changes, *_given(options | {"prompts.train": prompts})]), Path.cwd())
     if held_out is not None and prompts is None:
         raise ValueError("--held-out splits the prompts of --prompts; give both")
     given = _given(options | of_pictures)
     ranking = [] if reward is None else _ranked_by(reward)
     mixed = [f"sampling.sources={format_value(dict.fromkeys(generators, 1.0))}"] if generators else []
-    config = loaded.with_overrides([*ranking, *mixed, *changes, *given])
+    config = located(loaded.with_overrides([*ranking, *mixed, *changes, *given]), Path.cwd())
     if prompts is not None:
         config = _with_prompts(config, prompts, held_out)
     changed = [change.partition("=")[0].strip() for change in changes]
@@ -81,8 +82,14 @@ def _ranked_by(reward: str) -> list[str]:
 
 
 def config_of(path: Path) -> AnyConfig:
-    """The settings in a TOML file, of either kind. Raises ValueError with every problem at once."""
-    return (TextConfig if is_text(path) else Config).load(path)
+    """The settings in a TOML file, of either kind; paths in it are looked for beside it first.
+
+    Raises ValueError with every problem at once.
+    """
+    if is_text(path):
+        return located(TextConfig.load(path), path.parent)
+    config = Config.load(path)
+    return config if path.parent == PRESETS else located(config, path.parent)
 
 
 def _given(options: Mapping[str, Any]) -> list[str]:

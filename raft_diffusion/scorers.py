@@ -38,12 +38,18 @@ def make_held_out(config: Config, name: str) -> Any:
 
 
 def make_scorers(
-    names: Sequence[str], *, scorer: str, device: str, sources: Mapping[str, str] | None = None
+    names: Sequence[str],
+    *,
+    scorer: str,
+    device: str,
+    sources: Mapping[str, str] | None = None,
+    timeout: float | None = None,
 ) -> list[Reward]:
     """The rewards of these names; a name with a colon is a function of the user's, "module:function".
 
     scorer: the CLIP tower of `text_image` and the aesthetic scores. One object may give several scores: a tower scores
     everything it can in its one pass. sources: reward -> its weights, instead of the published ones.
+    timeout: seconds that a call of the user's own function may take.
     Raises ValueError for an unknown name, a tower without the head asked for, and weights that cannot be had.
     """
     from .rewards import PREFERENCES, TOWER_REWARDS, check_names
@@ -66,7 +72,7 @@ def make_scorers(
         from .rewards.compress import compressibility
 
         rewards.append(compressibility)
-    return rewards + [load_custom(name) for name in names if ":" in name]
+    return rewards + [load_custom(name, timeout=timeout) for name in names if ":" in name]
 
 
 def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: str = "") -> Reward:

@@ -121,6 +121,7 @@ class Rewards(Section):
         None, description="a tower, pickscore or hpsv2.1 that scores candidates and never ranks"
     )
     custom: list[str] = Field([], description='own rewards, "module:function"')
+    timeout: float | None = Field(None, gt=0, description="seconds that a call of an own reward may take; none: any")
     sources: dict[str, str] = Field({}, description="reward -> file or folder of its weights; else downloaded")
 
 

@@ -12,6 +12,7 @@ from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
 from ..core.records import OWN
 from ..guarding import watch_of
+from ..places import places_of
 from ..rewards import LOG_RATIO_LEVELS
 from ..sources import own_share
 from ..webui import find_scheduler
@@ -297,7 +298,7 @@ def _card_name(device: str, machine: Machine) -> str:
 
 
 def _notes(config: Config, machine: Machine, device: str) -> list[str]:
-    notes = []
+    notes = [f"{key}: {place}" for key, place in places_of(config).items()]
     if ranks_by_person(config.rewards.weights):
         notes.append("you rank every round: the time that you take to choose is not counted")
     others = [source for source in config.sampling.sources if source != OWN]

@@ -20,7 +20,7 @@ TOLD = {  # settings that `_told` puts into words
 }
 NO_MATTER = {  # that change no result
     *("name", "threads", "device", "trackers", "sampling.batch_size", "tuning.gradient_checkpointing"),
-    *("evaluation.pairs", "evaluation.ood_pairs", "evaluation.best_of", "guard.pairs", "precision"),
+    *("evaluation.pairs", "evaluation.ood_pairs", "evaluation.best_of", "guard.pairs", "precision", "rewards.timeout"),
 }
 
 

@@ -146,8 +146,6 @@ def test_what_does_not_fit_one_by_one_is_told(make_policy, winners):
     too_small(policy, 0)
     with (
         pytest.warns(UserWarning, match="batches are halved"),
-        pytest.raises(
-            ValueError, match="no memory for tuning on even one of the pictures at a time .CUDA out of memory"
-        ),
+        pytest.raises(ValueError, match="no memory for tuning on even one of the pictures at a time"),
     ):
         DiffusionTuner(steps=1, batch_size=2, learning_rate=1e-3)(policy, winners, seed=3)
