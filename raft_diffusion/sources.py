@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,7 @@ def _check_folder(config: Config, source: str) -> None:
     from .gallery import captioned
 
     pictures = captioned(folder_of(source))
-    sampling = config.sampling
-    wanted = counts(sampling.sources, sampling.samples_per_prompt)[source] * sampling.groups_per_prompt
+    wanted = counts(config.sampling.sources, config.sampling.samples_per_prompt)[source]
     for prompt in config.train_prompts():
         _enough(pictures, prompt, wanted, folder_of(source))
 
@@ -97,8 +96,8 @@ def _enough(pictures: Mapping[str, Sequence[Path]], prompt: Prompt, wanted: int,
         raise ValueError(f"the folder {folder} holds no picture of {prompt.text!r}; what it holds is of {known}")
     if len(found) < wanted:
         raise ValueError(
-            f"the folder {folder} holds {len(found)} pictures of {prompt.text!r}, and a round takes {wanted} different "
-            "ones: add some, or lower sampling.samples_per_prompt, sampling.groups_per_prompt or the folder's share"
+            f"the folder {folder} holds {len(found)} of the {wanted} different pictures of {prompt.text!r} that a contest "
+            "takes: add some, or lower sampling.samples_per_prompt or the folder's share"
         )
     return found
 
@@ -110,8 +109,9 @@ def folder_of(source: str) -> Path:
 def shared_out(draws: Iterable[Draw], config: Config, index: int) -> list[Draw]:
     """The requests of round `index`, each with who answers it and, of a folder, with which picture.
 
-    The first k of a contest go to the first source, and so on. A folder's pictures are drawn without replacement, anew
-    each round, by the round's place alone. Raises ValueError for a folder that no longer holds enough.
+    The first k of a contest go to the first source, and so on. A folder's pictures are shuffled for each round, by its
+    index alone, and dealt out: none comes twice in a contest, nor in a round before all of its prompt have come.
+    Raises ValueError for a folder that no longer holds enough.
     """
     sampling = config.sampling
     parts = counts(sampling.sources, sampling.samples_per_prompt)
@@ -128,13 +128,38 @@ def _with_items(draws: Sequence[Draw], source: str, *, seed: int, index: int) ->
 
     folder = folder_of(source)
     pictures = captioned(folder)
+    contests: dict[Prompt, dict[int, list[Draw]]] = {}
+    for draw in draws:
+        if draw.source == source:
+            contests.setdefault(draw.prompt, {}).setdefault(draw.group, []).append(draw)
     items: dict[str, str] = {}
-    for prompt in dict.fromkeys(draw.prompt for draw in draws):
-        asked = [draw for draw in draws if draw.source == source and draw.prompt == prompt]
-        names = [path.relative_to(folder).as_posix() for path in _enough(pictures, prompt, len(asked), folder)]
-        names.sort(key=lambda name: derive_seed(seed, "folder", index, prompt.id, name))
-        items |= {draw.id: name for draw, name in zip(asked, names, strict=False)}
+    for prompt, groups in contests.items():
+        sizes = [len(asked) for asked in groups.values()]
+        names = [path.relative_to(folder).as_posix() for path in _enough(pictures, prompt, max(sizes), folder)]
+        dealt = _dealt(names, sizes, lambda turn, prompt=prompt: (seed, "folder", index, prompt.id, turn))
+        for asked, chosen in zip(groups.values(), dealt, strict=True):
+            items |= {draw.id: name for draw, name in zip(asked, chosen, strict=True)}
     return [replace(draw, item=items[draw.id]) if draw.id in items else draw for draw in draws]
+
+
+def _dealt(names: Sequence[str], sizes: Sequence[int], place: Callable[[int], tuple[Any, ...]]) -> Iterator[list[str]]:
+    """Hands of these sizes, dealt from a shuffled pack; when it is used up, the same names are shuffled again.
+
+    place: of a turn's shuffle, for `derive_seed`.
+    """
+    pack: list[str] = []
+    turn = 0
+    for size in sizes:
+        hand: list[str] = []
+        while len(hand) < size:
+            found = next((name for name in pack if name not in hand), None)
+            if found is None:
+                pack += sorted(names, key=lambda name: derive_seed(*place(turn), name))  # noqa: B023
+                turn += 1
+            else:
+                pack.remove(found)
+                hand.append(found)
+        yield hand
 
 
 class MixedPolicy:

@@ -157,6 +157,15 @@ def test_a_round_takes_no_picture_twice_and_each_round_draws_anew(pictures):
     assert items(3) == rounds[2]
 
 
+@pytest.mark.parametrize("size", [3, 5, 8])
+def test_pictures_come_again_once_all_have_come_and_never_twice_in_a_contest(pictures, size):
+    alone = config(f"folder:{pictures}", sampling__samples_per_prompt=size)
+    drawn = draw_round(alone.train_prompts()[:1], index=1, seed=0, per_round=None, k=size, groups_per_prompt=8)
+    items = [draw.item for draw in shared_out(drawn, alone, 1)]
+    assert all(len(set(items[start : start + size])) == size for start in range(0, 8 * size, size))
+    assert {items.count(name) for name in items} == {size}  # 8 contests of `size`, dealt from 8 pictures
+
+
 def test_each_source_is_asked_for_its_own_and_the_order_is_kept():
     asked: dict[str, list[str]] = {}
 
@@ -205,8 +214,8 @@ def test_what_is_not_there_or_too_little_is_refused_before_anything_is_loaded(pi
         return str(caught.value)
 
     assert "there is no folder of pictures" in sentence(f"folder:{tmp_path / 'gone'}")
-    few = sentence(f"folder:{pictures}", sampling__samples_per_prompt=5)
-    assert "holds 8 pictures of 'monet style cat', and a round takes 10 different ones" in few
+    few = sentence(f"folder:{pictures}", sampling__samples_per_prompt=9)
+    assert "holds 8 of the 9 different pictures of 'monet style cat' that a contest takes: add some" in few
     other = sentence(f"folder:{pictures}", prompts__train='["monet style cow"]')
     assert "holds no picture of 'monet style cow'; what it holds is of 'monet style " in other
     assert "the generator 'draw' must be written \"module:function\"" in sentence("draw")

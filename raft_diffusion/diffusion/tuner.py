@@ -98,7 +98,7 @@ class DiffusionTuner:
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
         accelerator = self._accelerator(policy.components)
         prepared: Any = accelerator.prepare(optimizer)
-        room = Room("tuning on", setting="tuning.batch_size, with more tuning.gradient_accumulation,")
+        room = Room("tuning on", setting="tuning.batch_size")
         skips = Skips()
         told: list[tuple[float, float, float]] = []
         for step in range(1, self.steps + 1):

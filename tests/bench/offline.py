@@ -2,8 +2,9 @@
 
     uv run python tests/bench/offline.py --out runs/offline
 
-The folder holds true pictures of the carried model's world, in the imagefolder layout. The run is the preset pocket-monet with that
-folder as its only source; its evaluation compares base and tuned on the same seeds, by a judge that took no part.
+The folder holds true pictures of the carried model's world, in the imagefolder layout. The run is the preset
+pocket-monet with that folder as its only source; its evaluation compares base and tuned on the same seeds, by a judge
+that took no part.
 """
 
 from __future__ import annotations
