@@ -96,8 +96,8 @@ def _enough(pictures: Mapping[str, Sequence[Path]], prompt: Prompt, wanted: int,
         raise ValueError(f"the folder {folder} holds no picture of {prompt.text!r}; what it holds is of {known}")
     if len(found) < wanted:
         raise ValueError(
-            f"the folder {folder} holds {len(found)} of the {wanted} different pictures of {prompt.text!r} that a contest "
-            "takes: add some, or lower sampling.samples_per_prompt or the folder's share"
+            f"the folder {folder} holds {len(found)} of the {wanted} different pictures of {prompt.text!r} that a "
+            "contest takes: add some, or lower sampling.samples_per_prompt or the folder's share"
         )
     return found
 
@@ -136,17 +136,16 @@ def _with_items(draws: Sequence[Draw], source: str, *, seed: int, index: int) ->
     for prompt, groups in contests.items():
         sizes = [len(asked) for asked in groups.values()]
         names = [path.relative_to(folder).as_posix() for path in _enough(pictures, prompt, max(sizes), folder)]
-        dealt = _dealt(names, sizes, lambda turn, prompt=prompt: (seed, "folder", index, prompt.id, turn))
+        dealt = _dealt(names, sizes, seed=seed, position=(index, prompt.id))
         for asked, chosen in zip(groups.values(), dealt, strict=True):
             items |= {draw.id: name for draw, name in zip(asked, chosen, strict=True)}
     return [replace(draw, item=items[draw.id]) if draw.id in items else draw for draw in draws]
 
 
-def _dealt(names: Sequence[str], sizes: Sequence[int], place: Callable[[int], tuple[Any, ...]]) -> Iterator[list[str]]:
-    """Hands of these sizes, dealt from a shuffled pack; when it is used up, the same names are shuffled again.
-
-    place: of a turn's shuffle, for `derive_seed`.
-    """
+def _dealt(
+    names: Sequence[str], sizes: Sequence[int], *, seed: int, position: tuple[int | str, ...]
+) -> Iterator[list[str]]:
+    """Hands of these sizes, dealt from a shuffled pack; when it is used up, the same names are shuffled again."""
     pack: list[str] = []
     turn = 0
     for size in sizes:
@@ -154,8 +153,9 @@ def _dealt(names: Sequence[str], sizes: Sequence[int], place: Callable[[int], tu
         while len(hand) < size:
             found = next((name for name in pack if name not in hand), None)
             if found is None:
-                pack += sorted(names, key=lambda name: derive_seed(*place(turn), name))  # noqa: B023
                 turn += 1
+                order = {name: derive_seed(seed, "folder", *position, turn, name) for name in names}
+                pack += sorted(names, key=order.__getitem__)
             else:
                 pack.remove(found)
                 hand.append(found)
