@@ -242,7 +242,7 @@ class DiffusionPolicy:
         A picture follows from its draw's prompt and seed and the settings alone, never from its neighbours.
         Its image says how it was made: `image.info["parameters"]` holds the text of a `webui.Infotext`.
         settings: other than the policy's own, say for an evaluation.
-        Raises ValueError when the settings do not fit the model, RuntimeError when a picture is not finite.
+        Raises ValueError when the settings do not fit the model, and when a picture is not finite.
         """
         settings = settings or self.settings
         scheduler = self._scheduler(settings)
@@ -252,7 +252,7 @@ class DiffusionPolicy:
         for batch, latents in self._sampling.batches(draws, settings.batch_size, denoise):
             for draw, latent in zip(batch, latents, strict=True):
                 if not latent.isfinite().all():
-                    raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
+                    raise ValueError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
             for draw, latent, image in zip(batch, latents.cpu(), self.decode(latents, tiny=tiny), strict=True):
                 image.info["parameters"] = self._infotext(draw, settings).text()
                 samples.append(Sample(draw, Picture(latent.clone(), image)))

@@ -361,7 +361,7 @@ def test_settings_that_do_not_fit_are_refused(components, settings, change, mess
 def test_a_broken_adapter_is_noticed(policy):
     next(iter(policy.trained.parameters().values())).data.fill_(float("nan"))
     draw = Draw(Prompt("cat"), 0, 1)
-    with pytest.raises(RuntimeError, match=f"sample {draw.id} .'cat'. is not finite"):
+    with pytest.raises(ValueError, match=f"sample {draw.id} .'cat'. is not finite"):
         policy.generate([draw])
 
 
