@@ -1,12 +1,13 @@
 """A run that learns from a folder of pictures alone gets better at what they show."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
-from .bench.offline import learn
-
+OFFLINE = runpy.run_path(str(Path(__file__).parent / "bench" / "offline.py"))
 CHANGES = [
     "threads=1",
     "rounds=2",
@@ -21,7 +22,7 @@ CHANGES = [
 @pytest.mark.slow
 def test_the_judge_sees_more_of_what_the_folder_shows(tmp_path):
     threads = torch.get_num_threads()
-    result = learn(tmp_path, pictures=128, changes=CHANGES)
+    result = OFFLINE["learn"](tmp_path, pictures=128, changes=CHANGES)
     torch.set_num_threads(threads)
     low, _ = result["judge"]["object"]["ci95"]
     assert low > 0.2

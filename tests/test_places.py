@@ -46,10 +46,11 @@ def with_top(line: str) -> str:
 
 
 def test_a_path_in_a_file_is_looked_for_beside_it_and_then_here(here):
-    config = load_config(str(written(here, with_top('model = "model"\nvae = "vae"\nlora = "gone"'))))
+    text = with_top('model = "model"\nvae = "vae"') + '[sampling]\ntiny_decoder = "gone"\n'
+    config = load_config(str(written(here, text)))
     assert config.model == str(here / "settings" / "model")
     assert config.vae == str(here / "here" / "vae")
-    assert config.lora == "gone"
+    assert config.sampling.tiny_decoder == "gone"
 
 
 def test_what_a_command_line_says_is_looked_for_here(here):
