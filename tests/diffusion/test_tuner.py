@@ -431,8 +431,8 @@ def test_a_fresh_adapter_does_not_drift_and_a_strong_weight_holds_it_near_the_ba
 def test_the_adapter_is_on_again_after_an_error_in_the_base(make_policy, winners, monkeypatch):
     policy = make_policy()
     embed = policy.embed
-    monkeypatch.setattr(policy, "embed", lambda texts: (_ for _ in ()).throw(MemoryError) if texts[0] else embed(texts))
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(policy, "embed", lambda texts: (_ for _ in ()).throw(KeyError) if texts[0] else embed(texts))
+    with pytest.raises(KeyError):
         DiffusionTuner(steps=1, batch_size=2, learning_rate=1e-3, anti_drift=1.0)(policy, winners, seed=3)
     states = switched(policy)
     monkeypatch.undo()
