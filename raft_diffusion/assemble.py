@@ -8,16 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .checks import (
-    HELD_OUT_PREFIX,
-    TOWERS,
-    check_heads,
-    check_tower,
-    published,
-    ranks_by_log_ratio,
-    ranks_by_person,
-)
 from .checks import check as check
+from .checks import published, ranks_by_log_ratio, ranks_by_person
 from .core.choices import select_chosen
 from .core.config import Config
 from .core.guard import guard_draws
@@ -30,6 +22,8 @@ from .guarding import Guard, held_out_score, measure, watch_of
 from .guarding import verdict_of as verdict_of
 from .process import pick_device
 from .process import prepare as prepare
+from .scorers import make_held_out, make_scorers
+from .sources import shared_out, with_sources
 from .tracking import TRACKED
 
 Progress = Callable[[str, int, int], None]
@@ -44,6 +38,7 @@ MAY_CHANGE = (
     "guard",
     "sampling.batch_size",
     "sampling.lora_scale",
+    "rewards.timeout",
     "tuning.gradient_checkpointing",
     "evaluation",
 )
@@ -127,40 +122,21 @@ def collecting(config: Config, index: int = 1) -> Any:
     )
 
 
-def make_tower(name: str, *, device: str, prefix: str = "", heads: Mapping[str, Path] | None = None) -> Any:
-    """A carried CLIP tower by name, or any that `ClipTower.load` knows, with these aesthetic heads beside its own."""
-    from .diffusion import choose_dtype
-    from .rewards.clip import ClipTower
-
-    device = pick_device(device)
-    dtype = choose_dtype("auto", device)
-    return ClipTower.load(_tower_source(name), device=device, dtype=dtype, prefix=prefix, aesthetic=heads or {})
-
-
-def _tower_source(name: str) -> str:
-    from . import pocket
-
-    return str(pocket.WEIGHTS / TOWERS[name]) if name in TOWERS else name
-
-
 def make_rewards(config: Config) -> list[Reward]:
     """What scores candidates: what ranks, and the held-out one, which is stored beside and never ranks. What needs the
     policy is left to `run_rewards`."""
     settings = config.rewards
     ranking = [*published(settings), *settings.custom]
-    rewards = make_scorers(ranking, scorer=settings.scorer, device=config.device, sources=settings.sources)
+    rewards = make_scorers(
+        ranking,
+        scorer=settings.scorer,
+        device=config.device,
+        sources=settings.sources,
+        timeout=settings.timeout,
+    )
     if settings.held_out:
         rewards.append(make_held_out(config, settings.held_out))
     return rewards
-
-
-def make_held_out(config: Config, name: str) -> Any:
-    """A tower or a preference model that never ranks."""
-    from .rewards import PREFERENCES
-
-    if name in PREFERENCES:
-        return _preference(name, config.device, config.rewards.sources, prefix=HELD_OUT_PREFIX)
-    return make_tower(name, device=config.device, prefix=HELD_OUT_PREFIX)
 
 
 def make_guard(config: Config, policy: Any, rewards: Sequence[Reward], store: RunFolder) -> Guard | None:
@@ -193,46 +169,6 @@ def run_rewards(config: Config, policy: Any) -> list[Reward]:
 
         rewards.append(LogRatio(policy))
     return rewards
-
-
-def make_scorers(
-    names: Sequence[str], *, scorer: str, device: str, sources: Mapping[str, str] | None = None
-) -> list[Reward]:
-    """The rewards of these names; a name with a colon is a function of the user's, "module:function".
-
-    scorer: the CLIP tower of `text_image` and the aesthetic scores. One object may give several scores: a tower scores
-    everything it can in its one pass. sources: reward -> its weights, instead of the published ones.
-    Raises ValueError for an unknown name, a tower without the head asked for, and weights that cannot be had.
-    """
-    from .rewards import PREFERENCES, TOWER_REWARDS, check_names
-    from .rewards.custom import load_custom
-
-    check_names(names)
-    sources = sources or {}
-    rewards: list[Reward] = []
-    if wanted := [name for name in names if name in TOWER_REWARDS]:
-        from .rewards.heads import heads_for
-
-        check_tower(scorer)
-        check_heads(scorer, wanted, sources)
-        tower = make_tower(scorer, device=device, heads=heads_for(_tower_source(scorer), wanted, sources))
-        if missing := [name for name in wanted if name not in tower.names]:
-            raise ValueError(f"the CLIP tower {scorer} gives {', '.join(tower.names)} and no {', '.join(missing)}")
-        rewards.append(tower)
-    rewards += [_preference(name, device, sources) for name in names if name in PREFERENCES]
-    if {"compressibility", "incompressibility"} & set(names):
-        from .rewards.compress import compressibility
-
-        rewards.append(compressibility)
-    return rewards + [load_custom(name) for name in names if ":" in name]
-
-
-def _preference(name: str, device: str, sources: Mapping[str, str], *, prefix: str = "") -> Reward:
-    from .diffusion import choose_dtype
-    from .rewards.preference import load_preference
-
-    source, device = sources.get(name), pick_device(device)
-    return load_preference(name, source=source, device=device, dtype=choose_dtype("auto", device), prefix=prefix)
 
 
 def sample_tracked(config: Config, policy: Any) -> list[Sample]:
@@ -295,17 +231,17 @@ def make_tuner(config: Config, progress: Progress | None = None, *, index: int =
 
 
 def make_sampler(config: Config, policy: Any, progress: Progress | None = None) -> Any:
-    """What candidates come from: the policy that learns, and the base where the settings ask for it."""
+    """What candidates come from: the policy that learns, the base where the settings ask for it, and other sources."""
     share = config.sampling.base_share
     if not share:
-        return policy
+        return with_sources(config, policy, policy, progress)
     from .fresh import FreshPolicy
 
     def from_base(draws: Sequence[Draw]) -> list[Sample]:
         with policy.base():
             return policy.generate(draws, settings=collecting(config))
 
-    return FreshPolicy(policy, from_base=from_base, share=share)
+    return with_sources(config, FreshPolicy(policy, from_base=from_base, share=share), policy, progress)
 
 
 def begin(config: Config, policy: Any, folder: Path, progress: Progress | None = None) -> None:
@@ -328,7 +264,7 @@ def round_draws(config: Config, policy: Any, index: int) -> list[Draw]:
 
 def make_draws(config: Config, index: int) -> list[Draw]:
     """The requests of a round by its index."""
-    return draw_round(
+    drawn = draw_round(
         config.train_prompts(),
         index=index,
         seed=config.seed,
@@ -336,6 +272,7 @@ def make_draws(config: Config, index: int) -> list[Draw]:
         k=config.sampling.samples_per_prompt,
         groups_per_prompt=config.sampling.groups_per_prompt,
     )
+    return shared_out(drawn, config, index)
 
 
 def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ HELD_OUT_PREFIX = "held_out."
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, the names that lead nowhere. Raises ValueError with every problem."""
     from .rewards import check_comparable, check_names
+    from .sources import check_sources
     from .webui import check_eta, find_scheduler
 
     rewards, selection = config.rewards, config.selection
@@ -37,6 +38,7 @@ def check(config: Config) -> None:
         lambda: check_trackers(config.trackers),
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
         lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
+        lambda: check_sources(config),
     ]
     run_all(checks)
 

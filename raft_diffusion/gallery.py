@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from .core.files import read_text
 from .core.loop import Reward, score
 from .core.records import Draw, Prompt, Sample, Scored
+from .images import read_header, read_image
 from .webui import Infotext, parse_infotext
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SHEET = re.compile(r"grid-[0-9]{4,}\.[a-z]+", re.IGNORECASE)  # many pictures in one, as `sample` and WebUIs name it
-FORMATS = ("PNG", "JPEG", "WEBP")
 METADATA = "metadata.jsonl"
 TEXT_KEYS = ("text", "prompt", "caption")
 BATCH = 64  # pictures scored at once: as many as a tower passes, and as few as fit into memory
@@ -57,17 +57,39 @@ def read_gallery(paths: Sequence[Path], *, prompt: str | None = None) -> list[Sa
     samples = []
     for path in _pictures(paths):
         _, infotext = _read(path)
-        text = prompt
-        if text is None:
-            if path.parent not in captions:
-                captions[path.parent] = _read_metadata(path.parent / METADATA)
-            text = captions[path.parent].get(path.name) or _read_caption(path.with_suffix(".txt"))
+        text = prompt or _words_beside(path, captions, path.parent)
         if text is None and infotext is not None:
             text = infotext.prompt or None
         draw = Draw(Prompt(text or ""), counts[text or ""], infotext.seed if infotext else 0)
         counts[text or ""] += 1
         samples.append(Sample(draw, FilePicture(path, has_prompt=text is not None)))
     return samples
+
+
+def captioned(folder: Path) -> dict[str, list[Path]]:
+    """Prompt -> the pictures of a folder and of the folders in it, each sorted as people count; none is unpacked.
+
+    A picture's prompt is that of `read_gallery`, where the folder's own metadata.jsonl may name pictures in the folders
+    below it. One whose prompt no file beside it says fits two: that of its infotext, and the name of its folder below.
+    Raises ValueError as `read_gallery`, but for pictures that are broken behind their first bytes.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder of pictures {folder}; give the path of one")
+    below = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    found: dict[str, list[Path]] = {}
+    captions: dict[Path, dict[str, str]] = {}
+    for place in (folder, *sorted(below, key=lambda entry: _as_people_count(entry.name))):
+        for path in _pictures_in(place):
+            beside = _words_beside(path, captions, folder)
+            texts = [beside] if beside else [_infotext_of(path), place.name if place != folder else ""]
+            for text in dict.fromkeys(text for text in texts if text):
+                found.setdefault(text, []).append(path)
+    if not found:
+        raise ValueError(
+            f"no picture of the folder {folder} has a prompt: name them in metadata.jsonl, write captions NAME.txt "
+            "beside them, or put them into folders that are called as their prompts"
+        )
+    return found
 
 
 def score_gallery(
@@ -97,10 +119,9 @@ def _pictures(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}  # by its place on the disk: a file may be named beside its folder
     for path in paths:
         if path.is_dir():
-            here = [entry for entry in path.iterdir() if _is_picture(entry) and not _is_aside(entry.name)]
+            here = _pictures_in(path)
             if not here:
                 raise ValueError(f"the folder {path} holds no picture; they end in {', '.join(SUFFIXES)}")
-            here.sort(key=lambda entry: _as_people_count(entry.name))
         elif not path.exists():
             raise ValueError(f"there is no picture or folder {path}; give the path of one")
         elif not _is_picture(path):
@@ -110,6 +131,11 @@ def _pictures(paths: Sequence[Path]) -> list[Path]:
         for entry in here:
             found.setdefault(entry.resolve(), entry)
     return list(found.values())
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    here = [entry for entry in folder.iterdir() if _is_picture(entry) and not _is_aside(entry.name)]
+    return sorted(here, key=lambda entry: _as_people_count(entry.name))
 
 
 def _is_picture(path: Path) -> bool:
@@ -129,22 +155,14 @@ def _as_people_count(name: str) -> list[tuple[int, int, str]]:
 
 def _read(path: Path) -> tuple[Image.Image, Infotext | None]:
     """The whole picture and what a WebUI wrote into it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; the picture itself is read or refused
-            with Image.open(path, formats=FORMATS) as image:
-                image.load()
-                infotext = _infotext(image)
-                with suppress(Exception):  # broken EXIF is no reason to refuse the picture
-                    image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip to white
-                    image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-                return image.convert("RGB"), infotext
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is no PNG, JPEG or WebP picture, whatever its name says; take it out") from None
-    except Exception as error:  # each decoder has errors of its own
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"the picture {path} is broken or cannot be read ({why}); replace it or take it out") from None
+    image, stored = read_image(path)
+    return image, _infotext(stored)
+
+
+def _infotext_of(path: Path) -> str:
+    """The prompt that a WebUI wrote into a picture, from its first bytes."""
+    infotext = _infotext(read_header(path))
+    return infotext.prompt if infotext else ""
 
 
 def _infotext(image: Image.Image) -> Infotext | None:
@@ -159,6 +177,17 @@ def _infotext(image: Image.Image) -> Infotext | None:
     return next((found for text in texts if (found := parse_infotext(text))), None)
 
 
+def _words_beside(path: Path, captions: dict[Path, dict[str, str]], top: Path) -> str | None:
+    """What metadata.jsonl, beside a picture or in the folder `top` above it, or its caption file says. captions: the
+    metadata that was read already."""
+    for folder in dict.fromkeys((path.parent, top)):
+        if folder not in captions:
+            captions[folder] = _read_metadata(folder / METADATA)
+        if text := captions[folder].get(path.relative_to(folder).as_posix()):
+            return text
+    return _read_caption(path.with_suffix(".txt"))
+
+
 def _read_metadata(path: Path) -> dict[str, str]:
     """file_name -> prompt, of the imagefolder layout. A row may name a picture that is no longer there."""
     if not path.exists():
@@ -169,14 +198,14 @@ def _read_metadata(path: Path) -> dict[str, str]:
         if not line.strip():
             continue
         where = f"line {number} of {path}"
-        name, text = _read_row(line, where)
+        name, text = _read_row(line, where, path.parent)
         if captions.get(name, text) != text:
             raise ValueError(f"{where} names {name!r} again with another text; keep one of them")
         captions[name] = text
     return captions
 
 
-def _read_row(line: str, where: str) -> tuple[str, str]:
+def _read_row(line: str, where: str, folder: Path) -> tuple[str, str]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -184,18 +213,20 @@ def _read_row(line: str, where: str) -> tuple[str, str]:
     if not isinstance(row, Mapping) or not isinstance(row.get("file_name"), str):
         raise ValueError(f'{where} is broken; it must be a JSON object with a "file_name", all on one line')
     name = row["file_name"]
-    if not _stays(name):
+    if not _stays(name, folder):
         raise ValueError(f"{where} names {name!r}, which leaves its folder; only files below the folder are allowed")
     text = next((row[key] for key in TEXT_KEYS if row.get(key) is not None), "")
     if not isinstance(text, str):
         raise ValueError(f"{where} has the prompt {text!r}, which is no text; write it in quotes")
-    return name.removeprefix("./"), text.strip()
+    return PurePosixPath(name).as_posix(), text.strip()
 
 
-def _stays(name: str) -> bool:
-    """Whether a path from a file's content stays below its folder, as Windows and as others read it."""
+def _stays(name: str, folder: Path) -> bool:
+    """Whether a path from a file's content stays below its folder, as Windows and as others read it, links followed."""
     readings = (PurePosixPath(name), PureWindowsPath(name))
-    return bool(name) and not any(path.anchor or ".." in path.parts for path in readings)
+    if not name or "\0" in name or any(path.anchor or ".." in path.parts for path in readings):
+        return False
+    return Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
 
 
 def _read_caption(path: Path) -> str | None:

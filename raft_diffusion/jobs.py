@@ -15,6 +15,7 @@ from .core.toml import format_value
 from .llm.config import TextConfig
 from .lora.start import agree_with_lora
 from .modality import AnyConfig, identity_of, is_text
+from .places import located
 from .rewards import score_name
 
 PRESETS = Path(__file__).parent / "presets"
@@ -34,6 +35,7 @@ def load_config(
     prompts: str | None = None,
     held_out: float | None = None,
     reward: str | None = None,
+    generators: Sequence[str] = (),
     recipe: str | None = None,
     changes: Sequence[str] = (),
 ) -> AnyConfig:
@@ -42,6 +44,7 @@ def load_config(
     prompts: a carried list, a file or one prompt (see `find_prompts`); held_out: the share of them never trained on.
     lora: where the tuning starts; its rank, alpha and layers are taken where the user's own settings do not say them.
     reward: what ranks, alone: a known one, "module:function", or "human" for the person at the screen.
+    generators: who makes the candidates, in equal shares: "policy", "folder:PATH", "module:function".
     recipe: one of `recipes.RECIPES`, put on top of the job that all the rest describes.
     Of a text run, prompts is its JSONL file, and what pictures alone have is refused.
     Raises ValueError for everything that is not as it must be.
@@ -51,13 +54,14 @@ def load_config(
     file = _config_file(source)
     loaded = config_of(file)
     if isinstance(loaded, TextConfig):
-        _refuse_of_pictures(of_pictures | {"held_out": held_out, "recipe": recipe})
-        return loaded.with_overrides([*changes, *_given(options | {"prompts.train": prompts})])
+        _refuse_of_pictures(of_pictures | {"held_out": held_out, "recipe": recipe, "generator": generators or None})
+        return located(loaded.with_overrides([*changes, *_given(options | {"prompts.train": prompts})]), Path.cwd())
     if held_out is not None and prompts is None:
         raise ValueError("--held-out splits the prompts of --prompts; give both")
     given = _given(options | of_pictures)
     ranking = [] if reward is None else _ranked_by(reward)
-    config = loaded.with_overrides([*ranking, *changes, *given])
+    mixed = [f"sampling.sources={format_value(dict.fromkeys(generators, 1.0))}"] if generators else []
+    config = located(loaded.with_overrides([*ranking, *mixed, *changes, *given]), Path.cwd())
     if prompts is not None:
         config = _with_prompts(config, prompts, held_out)
     changed = [change.partition("=")[0].strip() for change in changes]
@@ -76,8 +80,14 @@ def _ranked_by(reward: str) -> list[str]:
 
 
 def config_of(path: Path) -> AnyConfig:
-    """The settings in a TOML file, of either kind. Raises ValueError with every problem at once."""
-    return (TextConfig if is_text(path) else Config).load(path)
+    """The settings in a TOML file, of either kind; paths in it are looked for beside it first.
+
+    Raises ValueError with every problem at once.
+    """
+    if is_text(path):
+        return located(TextConfig.load(path), path.parent)
+    config = Config.load(path)
+    return config if path.parent == PRESETS else located(config, path.parent)
 
 
 def _given(options: Mapping[str, Any]) -> list[str]:

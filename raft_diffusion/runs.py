@@ -21,7 +21,7 @@ from .core.loop import Reward, raft, score
 from .core.overrule import overruled, set_aside, what_follows
 from .core.records import Group, Round, Sample, Scored, Selection, Winner
 from .core.stop import is_flat
-from .core.store import RunFolder, complete_rounds, make_folder, read_metrics
+from .core.store import RunFolder, complete_rounds, make_folder, read_metrics, round_folder
 from .core.timing import write_seconds
 from .core.unfinished import Unfinished
 from .guarding import looks_of
@@ -29,6 +29,7 @@ from .human import Person
 from .jobs import default_folder
 from .lora.file import lora_name
 from .modality import AnyConfig, Progress, identity_of, modality_of
+from .skips import Diverged
 from .stopping import Stop
 
 if TYPE_CHECKING:
@@ -204,7 +205,18 @@ class Run:
         """The policy that learns, whatever the candidates came from. The loop tunes right before it stores the round,
         so the store says which one it is."""
         index = self._store.completed() + 1
-        return self._make.make_tuner(self.config, self._tell, index=index)(self._policy, winners, seed=seed)
+        try:
+            return self._make.make_tuner(self.config, self._tell, index=index)(self._policy, winners, seed=seed)
+        except Diverged as error:
+            raise ValueError(self._stop_before(index, error)) from error
+
+    def _stop_before(self, index: int, error: Diverged) -> str:
+        """Leave the LoRA of the last good round as the run's; the sentence that says so."""
+        if index == 1:
+            return f"round 1 cannot be learned, and none is before it: {error}"
+        self._policy.load(round_folder(self.folder, index - 1) / "adapter")
+        self._policy.save(self.folder / "lora")
+        return f"the run stops at round {index - 1}, whose LoRA is its result, for in round {index} {error}"
 
     @property
     def _finished(self) -> bool:

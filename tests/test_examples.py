@@ -88,9 +88,10 @@ def run(command: str) -> int:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    """A folder with what the examples speak of: a run, pictures, a reward of one's own."""
+    """A folder with what the examples speak of: a run, pictures, a reward and a model of one's own."""
     here = tmp_path_factory.mktemp("workshop")
     (here / "my_rewards.py").write_text(python_block("def brightness"), encoding="utf-8")
+    (here / "my_model.py").write_text(python_block("def draw"), encoding="utf-8")
     load, load_text = Config.load, TextConfig.load
 
     def smaller(path):

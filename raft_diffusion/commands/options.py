@@ -52,6 +52,14 @@ RankBy = Annotated[
     str | None,
     typer.Option("--reward", metavar="NAME", help="What ranks, alone; human: you do, on a page in your browser."),
 ]
+Generators = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--generator",
+        metavar="SOURCE",
+        help="Who makes candidates: policy, folder:PATH or MODULE:FUNCTION; repeat it to mix them in equal shares.",
+    ),
+]
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME", help="How to learn: default, paper, one-shot or reward-weighted."),

@@ -13,6 +13,7 @@ from ..core.config import Config
 from .options import (
     ConfigName,
     Device,
+    Generators,
     HeldOut,
     Json,
     Model,
@@ -44,6 +45,7 @@ def plan(
     prompts: Prompts = None,
     held_out: HeldOut = None,
     reward: RankBy = None,
+    generators: Generators = None,
     recipe: Recipe = None,
     device: Device = None,
     threads: Threads = None,
@@ -81,6 +83,7 @@ def plan(
         prompts=prompts,
         held_out=held_out,
         reward=reward,
+        generators=generators or [],
         recipe=recipe,
         changes=changes or [],
     )

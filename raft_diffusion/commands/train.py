@@ -5,6 +5,7 @@ from __future__ import annotations
 from .options import (
     ConfigName,
     Device,
+    Generators,
     HeldOut,
     Json,
     Lora,
@@ -34,6 +35,7 @@ def train(
     prompts: Prompts = None,
     held_out: HeldOut = None,
     reward: RankBy = None,
+    generators: Generators = None,
     recipe: Recipe = None,
     out: Out = None,
     seed: Seed = None,
@@ -58,6 +60,8 @@ def train(
     Example: raft-diffusion train pocket-monet --recipe one-shot
 
     Example: raft-diffusion train pocket-monet --reward human --out runs/my-eye
+
+    Example: raft-diffusion train pocket-monet --generator policy --generator folder:pictures
     """
     from .. import jobs, runs
 
@@ -71,6 +75,7 @@ def train(
         prompts=prompts,
         held_out=held_out,
         reward=reward,
+        generators=generators or [],
         recipe=recipe,
         seed=seed,
         device=device,

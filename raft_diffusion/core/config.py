@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from .prompts import split
-from .records import Prompt
+from .records import OWN, Prompt
 from .settings import (
     Section,
     Selection,
@@ -46,7 +46,7 @@ def _plain(item: str | Entry) -> str | Entry:
 
 
 _KINDS = ("a string", "a table")
-_TABLES = ("rewards.weights", "rewards.sources")
+_TABLES = ("rewards.weights", "rewards.sources", "sampling.sources")
 _HELD_TOGETHER = ("prompts", "sampling", "rewards", "selection")
 Item = Annotated[
     Annotated[str, Tag(_KINDS[0])] | Annotated[Entry, Tag(_KINDS[1])], Discriminator(_kind), AfterValidator(_plain)
@@ -99,6 +99,11 @@ class Sampling(Section):
     samples_per_prompt: int = Field(8, ge=2, le=10_000, description="candidates a group (K)")
     groups_per_prompt: int = Field(1, ge=1, le=10_000, description="contests of K candidates a prompt and round")
     batch_size: int = Field(8, ge=1, le=10_000, description="pictures sampled at once; it changes none of them")
+    sources: dict[str, PositiveFloat] = Field(
+        {OWN: 1.0},
+        min_length=1,
+        description='share of each contest by who makes its candidates: policy, "folder:PATH" or "module:function"',
+    )
     negative_prompt: str = Field("", description="what to keep out")
     clip_skip: int = Field(1, ge=1, le=12, description="layer of the text encoder, from the end; 1: the last")
     tiny_decoder: str | None = Field(
@@ -116,6 +121,7 @@ class Rewards(Section):
         None, description="a tower, pickscore or hpsv2.1 that scores candidates and never ranks"
     )
     custom: list[str] = Field([], description='own rewards, "module:function"')
+    timeout: float | None = Field(None, gt=0, description="seconds that a call of an own reward may take; none: any")
     sources: dict[str, str] = Field({}, description="reward -> file or folder of its weights; else downloaded")
 
 
@@ -212,7 +218,8 @@ class Config(Section):
 
     def with_overrides(self, changes: Sequence[str]) -> Config:
         """A copy with changes such as "tuning.rank=8"; a value is TOML, or a bare string; `none` clears a setting
-        and takes a reward out of rewards.weights or rewards.sources. Raises ValueError with every problem at once."""
+        and takes a name out of rewards.weights, rewards.sources or sampling.sources. Raises ValueError with every
+        problem at once."""
         return self._validated(changed(self.model_dump(mode="json"), changes, tables=_TABLES), "--set")
 
     def with_prompts(self, prompts: Sequence[Prompt], held_out_fraction: float | None = None) -> Config:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+OWN = "policy"
+"""The source of a sample that the run's own model makes."""
+
 
 def derive_seed(seed: int, purpose: str, *position: int | str) -> int:
     """The seed of one random draw, from its position alone, never from history.
@@ -40,12 +43,16 @@ class Draw:
 
     `group` numbers the contests of one prompt in a round: a prompt drawn twice makes two groups of K candidates,
     whose k run on (0 .. 2K - 1), so that an id stays unique.
+
+    `source` says who answers, the policy or one from outside, and `item` which of a folder's pictures the answer is.
     """
 
     prompt: Prompt
     k: int
     seed: int
     group: int = 0
+    source: str = OWN
+    item: str = ""
 
     @property
     def id(self) -> str:

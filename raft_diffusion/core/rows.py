@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .files import read_text
-from .records import Draw, Prompt, Scored, Winner
+from .records import OWN, Draw, Prompt, Scored, Winner
 
 METADATA = "metadata.jsonl"
 
@@ -25,6 +25,8 @@ def to_row(scored: Scored, key: float, winner: Winner | None) -> dict[str, Any]:
         "group": draw.group,
         "k": draw.k,
         "seed": draw.seed,
+        "source": draw.source,
+        **({"item": draw.item} if draw.item else {}),
         "scores": dict(scored.scores),
         "key": key,
         "winner": winner is not None,
@@ -34,7 +36,8 @@ def to_row(scored: Scored, key: float, winner: Winner | None) -> dict[str, Any]:
 
 def to_draw(row: Mapping[str, Any]) -> Draw:
     prompt = Prompt(row["text"], negative=row["negative"], weight=row["prompt_weight"])
-    return Draw(prompt, row["k"], row["seed"], group=row["group"])
+    source, item = row.get("source", OWN), row.get("item", "")  # an older version knew no source but the policy
+    return Draw(prompt, row["k"], row["seed"], group=row["group"], source=source, item=item)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -75,6 +78,8 @@ def checked(row: dict[str, Any], place: str) -> dict[str, Any]:
     """A line of a metadata file as `to_row` writes it."""
     for key in ("file_name", "text", "negative", "id"):
         expect(isinstance(row.get(key), str), place, f"{key} is no text")
+    for key in ("source", "item"):
+        expect(isinstance(row.get(key, ""), str), place, f"{key} is no text")
     for key in ("k", "group", "seed"):
         expect(is_integer(row.get(key)), place, f"{key} is no integer")
     for key in ("prompt_weight", "key"):

@@ -10,6 +10,7 @@ import torch
 from ..core.records import Sample, derive_seed
 from ..rewards import LOG_RATIO
 from ..rewards import LOG_RATIO_LEVELS as LEVELS
+from ..room import Room
 from .sampler import DiffusionPolicy
 from .settings import make_scheduler
 
@@ -28,7 +29,7 @@ class LogRatio:
     """
 
     def __init__(self, policy: DiffusionPolicy) -> None:
-        self._policy = policy
+        self._policy, self._room = policy, Room("scoring", setting="sampling.batch_size")
         self._scheduler = make_scheduler("DDPM", policy.components.scheduler_config)
         total: int = self._scheduler.config.num_train_timesteps
         self._levels = [(2 * part + 1) * total // (2 * LEVELS) for part in range(LEVELS)]
@@ -38,8 +39,8 @@ class LogRatio:
         """One number a sample, larger where the tuned model likes the picture more than the base does."""
         size = self._policy.settings.batch_size
         scores: list[float] = []
-        for start in range(0, len(samples), size):
-            scores += self._ratios(samples[start : start + size]).tolist()
+        for _, ratios in self._room.batches(samples, size, self._ratios):
+            scores += ratios.tolist()
         return {LOG_RATIO: scores}
 
     def _ratios(self, samples: Sequence[Sample]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from PIL import Image
 from ..core.records import Draw, Sample
 from ..core.unfinished import Shelf
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
+from ..room import Room
 from ..tuning_state import digest_of
 from ..webui import Infotext, PromptWarning, check_eta, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
@@ -76,6 +77,7 @@ class DiffusionPolicy:
         self._progress = progress
         self._embeddings: dict[str, torch.Tensor] = {}
         self._told: set[str] = set()
+        self._sampling, self._decoding = Room("sampling", setting="sampling.batch_size"), Room("decoding")
         self._scheduler(settings)
 
     def add_adapter(
@@ -179,7 +181,7 @@ class DiffusionPolicy:
         A picture follows from its draw's prompt and seed and the settings alone, never from its neighbours.
         Its image says how it was made: `image.info["parameters"]` holds the text of a `webui.Infotext`.
         settings: other than the policy's own, say for an evaluation.
-        Raises ValueError when the settings do not fit the model, RuntimeError when a picture is not finite.
+        Raises ValueError when the settings do not fit the model, and when a picture is not finite.
         """
         settings = settings or self.settings
         scheduler = self._scheduler(settings)
@@ -199,16 +201,17 @@ class DiffusionPolicy:
         return [repr(settings), [adapter.strength, digest_of(adapter.parameters())] if adapter else "base"]
 
     def _sample(self, batch: Sequence[Draw], settings: Settings, scheduler: Any) -> list[Sample]:
-        """One batch, sampled at once."""
-        latents = self._denoise(batch, settings, scheduler)
-        for draw, latent in zip(batch, latents, strict=True):
-            if not latent.isfinite().all():
-                raise RuntimeError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
-        samples = []
-        images = self.decode(latents, tiny=settings.tiny_decoder)
-        for draw, latent, image in zip(batch, latents.cpu(), images, strict=True):
-            image.info["parameters"] = self._infotext(draw, settings).text()
-            samples.append(Sample(draw, Picture(latent.clone(), image)))
+        """One batch, sampled at once where the device has the memory for it."""
+        samples: list[Sample] = []
+        denoise = partial(self._denoise, settings=settings, scheduler=scheduler)
+        for part, latents in self._sampling.batches(batch, len(batch), denoise):
+            for draw, latent in zip(part, latents, strict=True):
+                if not latent.isfinite().all():
+                    raise ValueError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
+            images = self.decode(latents, tiny=settings.tiny_decoder)
+            for draw, latent, image in zip(part, latents.cpu(), images, strict=True):
+                image.info["parameters"] = self._infotext(draw, settings).text()
+                samples.append(Sample(draw, Picture(latent.clone(), image)))
         return samples
 
     @torch.no_grad()
@@ -219,13 +222,15 @@ class DiffusionPolicy:
         """
         vae: Any = self.components.tiny_decoder if tiny else self.components.vae
         cell = self.components.scale_factor**2
-        images: list[Image.Image] = []
-        for part in latents.split(max(1, DECODED_PIXELS // (cell * latents[0, 0].numel()))):
+
+        def decoded(part: torch.Tensor) -> list[Image.Image]:
             scaled = (part / vae.config["scaling_factor"]).to(vae.device, vae.dtype)
             pixels = vae.decode(scaled, return_dict=False)[0].float()
             pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            images += [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-        return images
+            return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+        most = max(1, DECODED_PIXELS // (cell * latents[0, 0].numel()))
+        return [image for _, images in self._decoding.batches(latents, most, decoded) for image in images]
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """The text encoder's states (B, T, D), with gradients where it is trained.

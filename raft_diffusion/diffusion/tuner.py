@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ..core.records import Winner
+from ..room import Room
+from ..skips import Skips
 from ..tuning_state import TuningState, learned
 from .load import Components
 from .sampler import DiffusionPolicy, Progress
@@ -84,7 +87,9 @@ class DiffusionTuner:
         brought to a mean of 1. Winners of weight 0 are left out.
         Returns the mean "loss" and the mean "grad_norm" (before clipping) over the steps; with anti_drift also the mean
         "drift", the squared difference from the base, which "loss" leaves out so that it compares with other runs'.
-        Raises ValueError for winners it cannot learn from, RuntimeError when the loss is not finite.
+        A step whose loss or gradient is not finite is left out and counted in "skipped". A pass that the device has no
+        memory for is split.
+        Raises ValueError for winners it cannot learn from, `Diverged` when three steps in a row were left out.
         """
         adapter = policy.trained
         if self.restart:
@@ -94,7 +99,7 @@ class DiffusionTuner:
         parameters = list(adapter.parameters().values())
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
         accelerator = self._accelerator(policy.components)
-        prepared = accelerator.prepare(optimizer)
+        prepared: Any = accelerator.prepare(optimizer)
         state = TuningState(
             policy.shelf,
             adapter.parameters(),
@@ -103,41 +108,58 @@ class DiffusionTuner:
             steps=self.steps,
             scaler=accelerator.scaler,
         )
-        before, (losses, drifts, norms) = state.restore(3)
+        before, (losses, drifts, norms, left_out) = state.restore(4)
+        skips = Skips.of(left_out)
         for _ in range(before):
             batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
+        room = Room("tuning on", setting="tuning.batch_size")
         for step in range(before + 1, self.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
             drawn = batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
-            for batch in drawn.split(self.batch_size):
-                with accelerator.accumulate(policy.components.unet), self._checkpointing(policy.components.unet):
-                    with accelerator.autocast():
-                        loss, drift = objective(batch, against_base=self.anti_drift > 0)
-                    total = loss + self.anti_drift * drift
-                    if not math.isfinite(total.item()):
-                        raise RuntimeError(f"the loss of tuning step {step} is {total.item()}; lower learning_rate")
-                    losses.append(loss.item())
-                    drifts.append(drift.item())
-                    accelerator.backward(total)
-                    if accelerator.sync_gradients:
-                        norms += self._norm(accelerator, parameters, step)
-                    prepared.step()
-                    prepared.zero_grad()
-            state.done(step, (losses, drifts, norms), self.progress)
-        if not norms:
-            raise RuntimeError("no tuning step had a finite gradient; tune more steps, or choose bf16")
-        figures = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
-        return figures | ({"drift": sum(drifts) / len(drifts)} if self.anti_drift else {})
+            backward = partial(self._backward, accelerator, objective, prepared, drawn)
+            loss, drift = room.fitted(self.batch_size, backward)
+            norm = self._clip(accelerator, parameters) if math.isfinite(loss) else loss
+            scaled = math.isfinite(loss) and accelerator.scaler is not None
+            if math.isfinite(norm):
+                losses.append(loss)
+                drifts.append(drift)
+                norms.append(norm)
+                skips.reset()
+            else:
+                skips.add(step, "gradient" if math.isfinite(loss) else "loss", scaled=scaled)
+            if math.isfinite(norm) or scaled:
+                prepared.step()  # with a scaled gradient that is not finite it tunes nothing and lowers the scale
+            prepared.zero_grad()
+            state.done(step, (losses, drifts, norms, skips.numbers), self.progress)
+        skipped = skips.figures(self.steps)
+        loss, drift, norm = (sum(values) / len(values) for values in (losses, drifts, norms))
+        return {"loss": loss, "grad_norm": norm} | ({"drift": drift} if self.anti_drift else {}) | skipped
 
-    def _norm(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter], step: int) -> list[float]:
-        """The gradients' norm before they are clipped; [] where a scaled loss overflowed, whose step is left out."""
+    def _backward(
+        self, accelerator: Accelerator, objective: _Objective, optimizer: Any, drawn: _Batch, size: int
+    ) -> tuple[float, float]:
+        """The gradients of one step's loss in forward passes of `size` pictures; that loss and the drift, both nan
+        where one of the two is not finite. A step that failed before starts anew."""
+        optimizer.zero_grad()
+        loss, drift = 0.0, 0.0
+        for batch in drawn.split(size):
+            share = len(batch.texts) / len(drawn.texts)
+            with self._checkpointing(objective.unet):
+                with accelerator.autocast():
+                    part, drifted = objective(batch, against_base=self.anti_drift > 0)
+                total = share * (part + self.anti_drift * drifted)
+                if not math.isfinite(total.item()):
+                    return math.nan, math.nan
+                accelerator.backward(total)
+            loss += share * part.item()
+            drift += share * drifted.item()
+        return loss, drift
+
+    def _clip(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> float:
+        """The norm of the gradients before they were scaled down."""
         norm: Any = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
-        if math.isfinite(norm):
-            return [float(norm)]
-        if accelerator.scaler is None:
-            raise RuntimeError(f"the gradient of tuning step {step} is {float(norm)}; lower learning_rate")
-        return []
+        return float(norm)
 
     @contextmanager
     def _checkpointing(self, unet: Any) -> Iterator[None]:
@@ -161,7 +183,6 @@ class DiffusionTuner:
         return Accelerator(
             cpu=on_cpu,
             mixed_precision=precision,
-            gradient_accumulation_steps=self.gradient_accumulation,
         )
 
 
@@ -226,6 +247,7 @@ class _Objective:
     def __init__(self, policy: DiffusionPolicy, snr_gamma: float | None, texts: Sequence[str]) -> None:
         self._policy = policy
         self._components = policy.components
+        self.unet: Any = policy.components.unet
         self._scheduler = make_scheduler("DDPM", self._components.scheduler_config)
         self._predicts_velocity = self._components.prediction_type == "v_prediction"
         if self._components.prediction_type not in ("epsilon", "v_prediction"):

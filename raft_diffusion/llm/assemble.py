@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "trackers",
     "guard",
     "sampling.batch_size",
+    "rewards.timeout",
     "evaluation",
 )
 WARM = "warm_up"
@@ -146,7 +147,7 @@ def run_rewards(config: TextConfig, policy: TextPolicy) -> list[Reward]:
         rewards.append(ExactAnswer(data.truths_of(config)))
     if LOG_RATIO in settings.weights:
         rewards.append(TextLogRatio(policy))
-    return rewards + [load_custom(name, datum="text") for name in settings.custom]
+    return rewards + [load_custom(name, datum="text", timeout=settings.timeout) for name in settings.custom]
 
 
 def _classifier(config: TextConfig, source: str, label: str | None, name: str) -> Reward:

@@ -75,6 +75,7 @@ class Rewards(Section):
         None, min_length=1, description="a regular expression; completions that hold it are discarded, too"
     )
     custom: list[str] = Field([], description='own rewards, "module:function", of completions and prompts')
+    timeout: float | None = Field(None, gt=0, description="seconds that a call of an own reward may take; none: any")
 
     @model_validator(mode="after")
     def _check(self) -> Rewards:

@@ -14,6 +14,7 @@ import torch
 
 from ..core.records import Sample
 from ..rewards import LOG_RATIO
+from ..room import Room
 from .completion import Completion
 
 if TYPE_CHECKING:
@@ -61,10 +62,13 @@ def log_probs(model: Any, completions: Sequence[Completion], *, pad: int) -> tup
 def sums(policy: TextPolicy, completions: Sequence[Completion]) -> list[float]:
     """log p of each whole completion by the policy as it is now, added up in double precision."""
     totals: list[float] = []
-    size = policy.settings.batch_size
-    for start in range(0, len(completions), size):
-        told, _ = log_probs(policy.model, completions[start : start + size], pad=policy.pad)
-        totals += told.cpu().double().sum(dim=1).tolist()
+
+    def some(batch: Sequence[Completion]) -> list[float]:
+        told, _ = log_probs(policy.model, batch, pad=policy.pad)
+        return told.cpu().double().sum(dim=1).tolist()
+
+    for _, part in Room("scoring", noun="texts").batches(completions, policy.settings.batch_size, some):
+        totals += part
     return totals
 
 

@@ -75,13 +75,19 @@ def count(config: TextConfig) -> TextOutlook:
         tuning_texts=steps * tuning.gradient_accumulation * tuning.batch_size,
         guard_texts=(config.rounds + 1) * config.guard.samples if watched else 0,
         evaluation_texts=2 * tests.prompts * tests.samples,
-        notes=(UNKNOWN,),
+        notes=(*_places(config), UNKNOWN),
     )
+
+
+def _places(config: TextConfig) -> list[str]:
+    from ..places import places_of
+
+    return [f"{key}: {place}" for key, place in places_of(config).items()]
 
 
 def outlook(config: TextConfig) -> list[str]:
     """What to say before a run."""
-    lines = [count(config).sentence()]
+    lines = [count(config).sentence(), *(f"note: {place}" for place in _places(config))]
     if config.guard.reward is None and config.guard.enabled:
         lines.append("note: no guard watches this run: set guard.reward to a classifier that does not rank, or exact")
     return lines

@@ -18,6 +18,7 @@ import torch
 
 from ..core.records import Draw, Sample
 from ..core.unfinished import Shelf
+from ..room import Room
 from ..tuning_state import digest_of
 from .adapter import ALL_LINEAR, TextAdapter
 from .completion import Completion
@@ -79,6 +80,7 @@ class TextPolicy:
         self._chat, self._system, self._progress = chat, system, progress
         self.shelf: Shelf | None = None
         self._adapter: TextAdapter | None = None
+        self._room = Room("sampling", noun="texts", setting="sampling.batch_size")
         self._ends = _end_ids(model, tokenizer)
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
 
@@ -199,11 +201,16 @@ class TextPolicy:
         return [model, repr(settings), digest_of(adapter.parameters()) if adapter else "base"]
 
     def _sample(self, batch: Sequence[Draw], rows: Sequence[tuple[int, ...]], settings: TextSettings) -> list[Sample]:
-        """One batch, sampled at once. rows: its prompts' tokens."""
-        answers = self._answers(rows, [draw.seed for draw in batch], settings)
+        """One batch, sampled at once where the device has the memory for it. rows: its prompts' tokens."""
+
+        def answered(places: Sequence[int]) -> list[list[int]]:
+            return self._answers([rows[i] for i in places], [batch[i].seed for i in places], settings)
+
+        parts = self._room.batches(range(len(batch)), len(batch), answered)
         return [
-            Sample(draw, Completion(self.decode(row, ids), row, tuple(ids)))
-            for draw, row, ids in zip(batch, rows, answers, strict=True)
+            Sample(batch[i], Completion(self.decode(rows[i], ids), rows[i], tuple(ids)))
+            for places, answers in parts
+            for i, ids in zip(places, answers, strict=True)
         ]
 
     def _answers(self, rows: Sequence[Sequence[int]], seeds: Sequence[int], settings: TextSettings) -> list[list[int]]:

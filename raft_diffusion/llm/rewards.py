@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from ..core.records import Sample
+from ..room import Room
 from . import answers
 
 Reads = Literal["whole", "completion", "chat"]
@@ -43,6 +44,7 @@ class SequenceClassifier:
         tokenizer.truncation_side = "left"
         self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
         self._column = _column(model, label, name)
+        self._room = Room("scoring", noun="texts")
         self._reads, self._batch_size, self._max_length = reads, batch_size, max_length
 
     @classmethod
@@ -64,17 +66,15 @@ class SequenceClassifier:
         texts = [self._text(sample) for sample in samples]
         scores: list[float] = []
         with torch.inference_mode():
-            for start in range(0, len(texts), self._batch_size):
-                batch = self._tokenizer(
-                    texts[start : start + self._batch_size],
-                    padding=True,
-                    truncation=True,
-                    max_length=self._max_length,
-                    return_tensors="pt",
-                ).to(self._model.device)
-                logits = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-                scores += logits[:, self._column].float().tolist()
+            for _, part in self._room.batches(texts, self._batch_size, self._logits):
+                scores += part
         return {self.name: scores}
+
+    def _logits(self, texts: Sequence[str]) -> list[float]:
+        some = {"padding": True, "truncation": True, "max_length": self._max_length, "return_tensors": "pt"}
+        batch = self._tokenizer(texts, **some).to(self._model.device)
+        logits = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits[:, self._column].float().tolist()
 
     def _text(self, sample: Sample) -> str:
         prompt, completion = sample.prompt.text, sample.data.text

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
 
 from ..core.records import Winner
+from ..room import Room
+from ..skips import Skips
 from ..tuning_state import TuningState, learned
 from .log_prob import log_probs
 from .policy import TextPolicy
@@ -51,7 +54,9 @@ class TextTuner:
         The loss of a step is the sum of weight x minus log p over its completions' tokens, divided by their number:
         how a step is split into forward passes changes nothing. Prompt and padding have no loss.
         Returns the mean "loss" and the mean "grad_norm" (before clipping) over the steps.
-        Raises ValueError for winners that it cannot learn from, RuntimeError when the loss is not finite.
+        A step whose loss or gradient is not finite is left out and counted in "skipped". A pass that the device has no
+        memory for is split.
+        Raises ValueError for winners that it cannot learn from, `Diverged` when three steps in a row were left out.
         """
         usable = _usable(winners)
         order = _epochs(len(usable), torch.Generator("cpu").manual_seed(seed))
@@ -64,33 +69,46 @@ class TextTuner:
             made_of=[seed, repr(replace(self, progress=None)), learned(winners)],
             steps=self.steps,
         )
-        before, (losses, norms) = state.restore(2)
+        before, (losses, norms, left_out) = state.restore(3)
         for _ in range(before * self.batch_size * self.gradient_accumulation):
             next(order)
+        room, skips = Room("tuning on", noun="texts", setting="tuning.batch_size"), Skips.of(left_out)
         with policy.tuned():
             for step in range(before + 1, self.steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
                 drawn = [usable[i] for i in islice(order, self.batch_size * self.gradient_accumulation)]
-                loss = self._backward(policy, drawn)
-                if not math.isfinite(loss):
-                    raise RuntimeError(f"the loss of tuning step {step} is {loss}; lower learning_rate")
-                losses.append(loss)
-                norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item())
-                optimizer.step()
+                loss = room.fitted(self.batch_size, partial(self._backward, policy, drawn, optimizer))
+                norm = loss
+                if math.isfinite(loss):
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+                if math.isfinite(norm):
+                    losses.append(loss)
+                    norms.append(norm)
+                    skips.reset()
+                    optimizer.step()
+                else:
+                    skips.add(step, "gradient" if math.isfinite(loss) else "loss")
                 optimizer.zero_grad()
-                state.done(step, (losses, norms), self.progress)
-        return {"loss": sum(losses) / self.steps, "grad_norm": sum(norms) / self.steps}
+                state.done(step, (losses, norms, skips.numbers), self.progress)
+        skipped = skips.figures(self.steps)
+        return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), **skipped}
 
-    def _backward(self, policy: TextPolicy, drawn: Sequence[Winner]) -> float:
-        """The gradients of one step's loss, and that loss."""
+    def _backward(
+        self, policy: TextPolicy, drawn: Sequence[Winner], optimizer: torch.optim.Optimizer, size: int
+    ) -> float:
+        """The gradients of one step's loss in forward passes of `size` completions, and that loss; nan where a part of
+        it is not finite. A step that failed before starts anew."""
+        optimizer.zero_grad()
         tokens = sum(len(winner.sample.data.ids) for winner in drawn)
         total = 0.0
-        for start in range(0, len(drawn), self.batch_size):
-            part = drawn[start : start + self.batch_size]
+        for start in range(0, len(drawn), size):
+            part = drawn[start : start + size]
             told, _ = log_probs(policy.model, [winner.sample.data for winner in part], pad=policy.pad)
             weights = torch.tensor([winner.weight for winner in part], device=told.device)
             loss = -(told.sum(dim=1) * weights).sum() / tokens
+            if not math.isfinite(loss.item()):
+                return math.nan
             loss.backward()
             total += loss.item()
         return total

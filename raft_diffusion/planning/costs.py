@@ -149,7 +149,7 @@ def _tiny_block(walk: Walk, c: int, size: Size) -> None:
 
 
 def encoder_cost(config: Mapping[str, Any], *, size: Size, width: int = FLOAT) -> Cost:
-    """The encoder of an AutoencoderKL on one picture of the given size; RAFT loads it and never runs it."""
+    """The encoder of an AutoencoderKL on one picture of the given size; it runs on pictures from outside alone."""
     walk = Walk(width=width)
     channels, latent = list(config["block_out_channels"]), config["latent_channels"]
     before = channels[0]

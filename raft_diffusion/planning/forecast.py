@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
+from ..core.records import OWN
 from ..core.timing import clock
 from ..guarding import watch_of
+from ..places import places_of
 from ..rewards import LOG_RATIO_LEVELS
+from ..sources import own_share
 from ..webui import find_scheduler
 from .machine import Machine, gpu_advice, this_machine
 from .memory import TOWER_BATCH, peak_memory, short_of_memory
@@ -109,6 +112,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     images, ood_pairs = images_per_round(config), tests.ood_pairs if config.prompts.held_out else 0
     tested, looked = 2 * (tests.pairs + ood_pairs), look_images(config)
     calls, looks = unet_calls(sampling.scheduler, sampling.num_inference_steps, networks), log_ratio_looks(config)
+    own = own_share(config)
     guided = any(guided_shares(config)) or sampling.guidance_scale > 1
     most = max(images, tests.pairs, ood_pairs, looked)
 
@@ -134,7 +138,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
         width=sampling.width,
         height=sampling.height,
         steps=sampling.num_inference_steps,
-        unet_evaluations=round(images * sum(calls * (1 + share) + looks for share in guided_shares(config))),
+        unet_evaluations=round(images * sum(own * calls * (1 + share) + looks for share in guided_shares(config))),
         tuning_steps=config.rounds * tuning.steps,
         tuning_samples=config.rounds * tuning.steps * tuning.gradient_accumulation * tuning.batch_size,
         guard_images=(config.rounds + 1) * looked,
@@ -182,7 +186,8 @@ def look_images(config: Config) -> int:
 
 def sampling_rows(config: Config) -> int:
     """The rows of a full batch of candidates in the UNet: a guided picture takes two."""
-    return min(config.sampling.batch_size, images_per_round(config)) * (2 if any(guided_shares(config)) else 1)
+    own = max(1, round(own_share(config) * images_per_round(config)))  # one where none is: a measurement needs it
+    return min(config.sampling.batch_size, own) * (2 if any(guided_shares(config)) else 1)
 
 
 def unet_calls(scheduler: str, steps: int, networks: Networks) -> int:
@@ -232,29 +237,34 @@ def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None
             step += speed.forward(parts.unet, tuning.batch_size)
     guided, decoder, looks = guided_shares(config), parts.tiny_decoder, log_ratio_looks(config)
     share = sum(guided) / len(guided)
+    own = round(own_share(config) * images)
     with_guidance, without = (
-        _pictures(parts, decoder, speed, count=images, batch=batch, calls=calls, guided=twice, looks=looks)
-        for twice in (True, False)
+        _drawn(parts, decoder, speed, count=own, batch=batch, calls=calls, guided=twice) for twice in (True, False)
     )
-    sampled = share * with_guidance + (1 - share) * without
+    sampled = share * with_guidance + (1 - share) * without + (images - own) * speed.forward(parts.encoder, 1)
+    sampled += _scored(parts, speed, count=images, batch=batch, looks=looks)
     return sampled + tuning.steps * tuning.gradient_accumulation * step
 
 
 def _as_used(config: Config, parts: Parts, speed: Speed, *, count: int, calls: int, looks: int = 0) -> float:
     """Seconds of pictures as the user samples them: the evaluation's and the guard's."""
     guided, batch = config.sampling.guidance_scale > 1, config.sampling.batch_size
-    return _pictures(parts, parts.decoder, speed, count=count, batch=batch, calls=calls, guided=guided, looks=looks)
+    drawn = _drawn(parts, parts.decoder, speed, count=count, batch=batch, calls=calls, guided=guided)
+    return drawn + _scored(parts, speed, count=count, batch=batch, looks=looks)
 
 
-def _pictures(
-    parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, calls: int, guided: bool, looks: int
-) -> float:
-    """Seconds to sample, decode and score `count` pictures, batch by batch."""
+def _drawn(parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, calls: int, guided: bool) -> float:
+    """Seconds to sample and decode `count` pictures, batch by batch."""
     total = 0.0
     for n, times in _batches(count, batch):
         total += times * calls * speed.forward(parts.unet, n * (2 if guided else 1))
-        total += times * looks * speed.forward(parts.unet, n)
         total += times * speed.forward(decoder, n)
+    return total
+
+
+def _scored(parts: Parts, speed: Speed, *, count: int, batch: int, looks: int) -> float:
+    """Seconds to score `count` pictures, wherever they come from."""
+    total = sum(times * looks * speed.forward(parts.unet, n) for n, times in _batches(count, batch))
     for n, times in _batches(count, TOWER_BATCH):
         total += times * sum(speed.forward(tower, n) for tower in parts.towers)
     return total
@@ -289,9 +299,16 @@ def _card_name(device: str, machine: Machine) -> str:
 
 
 def _notes(config: Config, machine: Machine, device: str) -> list[str]:
-    notes = []
+    notes = [f"{key}: {place}" for key, place in places_of(config).items()]
     if ranks_by_person(config.rewards.weights):
         notes.append("you rank every round: the time that you take to choose is not counted")
+    others = [source for source in config.sampling.sources if source != OWN]
+    if others:
+        own = round(own_share(config) * config.sampling.samples_per_prompt)
+        notes.append(
+            f"{config.sampling.samples_per_prompt - own} of the {config.sampling.samples_per_prompt} candidates of a "
+            f"contest come from {', '.join(others)}, without the UNet; what a program of your own takes is not counted"
+        )
     if config.rewards.custom:
         notes.append("reward functions of your own are not counted")
     if device == "cuda" and machine.card is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pocket, sd15
-from ..assemble import TOWERS
+from ..checks import TOWERS
 from ..core.files import read_text
 from ..rewards import PREFERENCES
 from ..sd15.checkpoint import check_kind, prediction, read_header

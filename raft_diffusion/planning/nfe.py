@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.config import Config
+from ..sources import own_share
 from .forecast import guided_shares, images_per_round, log_ratio_looks, unet_calls
 from .networks import find_networks
 
@@ -26,6 +27,6 @@ def evaluations(config: Config, rounds: int) -> Evaluations:
     tuning = config.tuning
     seen = tuning.steps * tuning.batch_size * tuning.gradient_accumulation
     return Evaluations(
-        sampling=round(images * (calls * (rounds + guided) + looks * rounds)),
+        sampling=round(images * (own_share(config) * calls * (rounds + guided) + looks * rounds)),
         tuning=rounds * seen * (2 if tuning.anti_drift else 1),
     )

@@ -16,14 +16,15 @@ HALF = 2  # bytes of a float16 or bfloat16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What each network takes. decoder: the VAE's, and tiny_decoder what decodes candidates, often the same; towers:
-    their halves for pictures.
+    """What each network takes. decoder and encoder: the VAE's, and tiny_decoder what decodes candidates, often the
+    decoder; towers: their halves for pictures.
 
     weights: bytes that all networks hold, the LoRA left out; adapter: bytes of the LoRA; notes: what was assumed.
     """
 
     unet: Cost
     decoder: Cost
+    encoder: Cost
     tiny_decoder: Cost
     text_encoder: Cost
     towers: tuple[Cost, ...]
@@ -63,6 +64,7 @@ def find_parts(config: Config, networks: Networks, *, latent: tuple[int, int], d
     return Parts(
         unet=unet,
         decoder=decoder,
+        encoder=encoder,
         tiny_decoder=tiny_decoder,
         text_encoder=words,
         towers=tuple(picture for picture, _ in halves),

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.records import OWN
 from .charts import MINUS
 from .reader import Picture, Reader, is_number, numbers, round_names
 from .result import written
@@ -26,6 +27,7 @@ class Candidate:
     winner: bool
     key: float
     scores: dict[str, float]
+    origin: str
 
     @property
     def key_text(self) -> str:
@@ -94,6 +96,7 @@ def read_prompts(reader: Reader) -> list[PromptView]:
                     won,
                     key,
                     numbers(row.get("scores")),
+                    _origin(row),
                 )
                 for won, key, row in chosen
             ]
@@ -126,6 +129,12 @@ def _groups(reader: Reader, name: str) -> tuple[str, list[list[Row]]]:
         members = groups.setdefault(f"{row.get('prompt_id')} {row.get('group')}", [])
         members.append((row.get("winner") is True, key, row))
     return folder, [sorted(members, key=lambda row: row[:2], reverse=True) for members in groups.values()]
+
+
+def _origin(row: dict[str, Any]) -> str:
+    """Who made a candidate, where the model did not; of a folder's, its file."""
+    source = row.get("source", OWN)
+    return "" if source == OWN else str(row.get("item") or source)
 
 
 def _worth_showing(members: list[Row], *, all_of_them: bool) -> list[Row]:

@@ -8,17 +8,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..core.config import Config
+from ..core.records import OWN
 from .reader import is_number, numbers, table
 
 TOLD = {  # settings that `_told` puts into words
     *("model", "rounds", "seed", "sampling.width", "sampling.height", "sampling.scheduler", "rewards.weights"),
+    "sampling.sources",
     *("sampling.num_inference_steps", "sampling.guidance_scale", "sampling.collect_guidance_scale"),
     *("sampling.samples_per_prompt", "sampling.groups_per_prompt", "selection.best", "tuning.rank", "tuning.alpha"),
     *("tuning.steps", "tuning.batch_size", "tuning.learning_rate", "guard.enabled"),
 }
 NO_MATTER = {  # that change no result
     *("name", "threads", "device", "trackers", "sampling.batch_size", "tuning.gradient_checkpointing"),
-    *("evaluation.pairs", "evaluation.ood_pairs", "evaluation.best_of", "guard.pairs", "precision"),
+    *("evaluation.pairs", "evaluation.ood_pairs", "evaluation.best_of", "guard.pairs", "precision", "rewards.timeout"),
 }
 
 
@@ -52,6 +54,7 @@ def _told(config: Mapping[str, Any]) -> dict[str, str]:
         "Rounds": _words(config, "{rounds}"),
         "Candidates": _words(sampling, "{samples_per_prompt} in a group")
         + _words(sampling, ", {groups_per_prompt} groups a prompt and round"),
+        "Made by": _sources(numbers(sampling.get("sources"))),
         "Ranked by": weights,
         "Winners": _words(selection, "the best {best} of a group"),
         "The LoRA": _words(tuning, "rank {rank}, alpha {alpha}"),
@@ -62,6 +65,11 @@ def _told(config: Mapping[str, Any]) -> dict[str, str]:
         "Guard": {True: "on", False: "off"}.get(guard, "") if isinstance(guard, bool) else "",
         "Seed": _words(config, "{seed}"),
     }
+
+
+def _sources(shares: Mapping[str, float]) -> str:
+    """Where candidates come from; "" where the model makes all of them."""
+    return "" if set(shares) <= {OWN} else ", ".join(f"{source} (share {share:g})" for source, share in shares.items())
 
 
 def _words(values: Mapping[str, Any], pattern: str) -> str:
@@ -98,7 +106,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested tables as dotted names, values as a person would write them."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and f"{prefix}{name}" != "rewards.weights":
+        if isinstance(value, dict) and f"{prefix}{name}" not in ("rewards.weights", "sampling.sources"):
             flat |= flattened(value, f"{prefix}{name}.")
         else:
             plain = isinstance(value, list) and not any(isinstance(item, dict | list) for item in value)

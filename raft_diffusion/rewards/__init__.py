@@ -160,11 +160,12 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-def split_custom(name: str) -> tuple[str, str]:
-    """The module and the function of "module:function". Raises ValueError for anything else."""
+def split_custom(name: str, *, what: str = "reward") -> tuple[str, str]:
+    """The module and the function of "module:function". Raises ValueError for anything else, saying `what` it is."""
     module, _, function = name.partition(":")
     if not module or not function or ":" in function:
-        raise ValueError(f'the reward {name!r} must be written "module:function", such as my_rewards:brightness')
+        example = f"my_{what}s:{'brightness' if what == 'reward' else 'draw'}"
+        raise ValueError(f'the {what} {name!r} must be written "module:function", such as {example}')
     return module, function
 
 

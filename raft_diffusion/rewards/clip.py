@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.records import Sample
+from ..room import Room
 
 V2_LAYERS = (768, 1024, 128, 64, 16, 1)
 RESIZE_MODES = ("shortest", "longest")
@@ -60,6 +61,7 @@ class ClipTower:
         self._tokenize, self._device, self._dtype = tokenize, device, dtype
         self._resize_mode, self._text_score, self._scale = resize_mode, text_score, scale
         self._batch_size, self._prefix = batch_size, prefix
+        self._room = Room("scoring")
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self._texts: dict[str, Tensor] = {}
@@ -177,8 +179,11 @@ class ClipTower:
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """L2-normalised embeddings (N, D)."""
-        batches = (images[i : i + self._batch_size] for i in range(0, len(images), self._batch_size))
-        encoded = [self._model.encode_image(self.preprocess(batch).to(self._dtype)) for batch in batches]
+
+        def encode(batch: Sequence[Image.Image]) -> Tensor:
+            return self._model.encode_image(self.preprocess(batch).to(self._dtype))
+
+        encoded = [part for _, part in self._room.batches(images, self._batch_size, encode)]
         return F.normalize(torch.cat(encoded).float(), dim=-1)
 
     @torch.inference_mode()

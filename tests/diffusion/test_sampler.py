@@ -361,5 +361,33 @@ def test_settings_that_do_not_fit_are_refused(components, settings, change, mess
 def test_a_broken_adapter_is_noticed(policy):
     next(iter(policy.trained.parameters().values())).data.fill_(float("nan"))
     draw = Draw(Prompt("cat"), 0, 1)
-    with pytest.raises(RuntimeError, match=f"sample {draw.id} .'cat'. is not finite"):
+    with pytest.raises(ValueError, match=f"sample {draw.id} .'cat'. is not finite"):
         policy.generate([draw])
+
+
+def test_batches_that_do_not_fit_are_halved_and_draw_the_same(policy, draws, settings, monkeypatch):
+    expected = policy.generate(draws, settings)
+    unet, vae = policy.components.unet, policy.components.vae
+    forward, decode = unet.forward, vae.decode
+
+    def sampled(sample, *arguments, **options):
+        if len(sample) > 2:  # guided, so one picture
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(sample, *arguments, **options)
+
+    def decoded(latents, **options):
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(latents, **options)
+
+    monkeypatch.setattr(unet, "forward", sampled)
+    monkeypatch.setattr(vae, "decode", decoded)
+    with pytest.warns(UserWarning, match="no memory for sampling 2 pictures at once"):
+        found = policy.generate(draws, settings)
+    assert [sample.draw for sample in found] == draws
+    latents, before = (torch.stack([sample.data.latent for sample in some]) for some in (found, expected))
+    torch.testing.assert_close(latents, before, rtol=1e-4, atol=1e-4)
+    with pytest.warns(UserWarning, match="no memory for decoding 3 pictures at once"):
+        images = policy.decode(before)
+    for image, other in zip(images, expected, strict=True):
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(other.data.image)).max() <= 1

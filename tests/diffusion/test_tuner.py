@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
@@ -332,19 +331,6 @@ def test_half_precision_weights_are_tuned_with_a_scaled_loss(monkeypatch, dtype,
     assert (given["mixed_precision"], given["cpu"]) == (used, False)
 
 
-def test_a_gradient_that_is_not_finite_stops_unless_its_loss_was_scaled(make_policy, winners, monkeypatch):
-    norms = iter([math.inf, 3.0, math.inf])
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
-    tune = DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-12)
-    with pytest.raises(RuntimeError, match="the gradient of tuning step 1 is inf; lower learning_rate"):
-        tune(make_policy(), winners, seed=1)
-    scaled = SimpleNamespace(clip_grad_norm_=lambda *_: torch.tensor(next(norms)), scaler=object())
-    assert [tune._norm(scaled, [], 1) for _ in range(2)] == [[3.0], []]
-    monkeypatch.setattr(DiffusionTuner, "_norm", lambda *_: [])
-    with pytest.raises(RuntimeError, match="no tuning step had a finite gradient; tune more steps, or choose bf16"):
-        tune(make_policy(), winners, seed=1)
-
-
 def test_low_precision_weights_carry_a_lora_of_full_precision(make_policy, winners):
     policy = make_policy()
     for part in (policy.components.unet, policy.components.text_encoder):
@@ -357,12 +343,6 @@ def test_low_precision_weights_carry_a_lora_of_full_precision(make_policy, winne
     )
     assert all(parameter.dtype == torch.float32 for parameter in policy.trained.parameters().values())
     assert math.isfinite(figures["loss"]) and not torch.equal(weights(policy), before)
-
-
-def test_a_loss_that_is_not_finite_stops_at_once(make_policy, winners):
-    broken = with_latent(winners[0], torch.full((4, 6, 8), float("nan")))
-    with pytest.raises(RuntimeError, match="the loss of tuning step 1 is nan"):
-        DiffusionTuner(steps=2, batch_size=1, learning_rate=1e-3)(make_policy(), [broken], seed=1)
 
 
 def test_winners_it_cannot_learn_from_are_refused(make_policy, winners):
@@ -452,8 +432,8 @@ def test_a_fresh_adapter_does_not_drift_and_a_strong_weight_holds_it_near_the_ba
 def test_the_adapter_is_on_again_after_an_error_in_the_base(make_policy, winners, monkeypatch):
     policy = make_policy()
     embed = policy.embed
-    monkeypatch.setattr(policy, "embed", lambda texts: (_ for _ in ()).throw(MemoryError) if texts[0] else embed(texts))
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(policy, "embed", lambda texts: (_ for _ in ()).throw(KeyError) if texts[0] else embed(texts))
+    with pytest.raises(KeyError):
         DiffusionTuner(steps=1, batch_size=2, learning_rate=1e-3, anti_drift=1.0)(policy, winners, seed=3)
     states = switched(policy)
     monkeypatch.undo()

@@ -436,3 +436,22 @@ def test_mean_distances_are_those_of_all_pairs():
 def test_diversity_needs_a_pair():
     with pytest.raises(ValueError, match="at least 2"):
         diversity(torch.ones(1, 4))
+
+
+def test_pictures_that_do_not_fit_at_once_are_scored_in_smaller_batches(tower, untouched_tower, samples, monkeypatch):
+    small = ClipTower.load(untouched_tower, device="cpu", dtype=torch.float32)
+    encode, sizes = small._model.encode_image, []
+
+    def limited(pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode(pixels)
+
+    monkeypatch.setattr(small._model, "encode_image", limited)
+    batch = samples(5)
+    with pytest.warns(UserWarning, match="no memory for scoring 5 pictures at once"):
+        found = small(batch)
+    assert sizes == [5, 2, 2, 1]
+    for name, values in tower(batch).items():
+        assert found[name] == pytest.approx(values, abs=1e-4)
