@@ -22,6 +22,8 @@ from .core.records import OWN, Draw, Prompt, Sample, derive_seed
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .core.unfinished import Shelf
+
 FOLDER = "folder:"
 Generate = Callable[[Sequence[Draw]], list[Sample]]
 Progress = Callable[[str, int, int], None]
@@ -210,7 +212,7 @@ def with_sources(config: Config, own: Policy, policy: Any, progress: Progress | 
                 read_image(path)
             others[source] = _from_folder(folder_of(source), outside, progress)
         elif source != OWN:
-            others[source] = _from_function(source, outside, policy, sampling.batch_size, progress)
+            others[source] = _from_function(source, outside, sampling.batch_size, progress, lambda: policy.shelf)
     return MixedPolicy(own, others)
 
 
@@ -229,9 +231,11 @@ def _from_folder(folder: Path, outside: Any, progress: Progress | None) -> Gener
     return answer
 
 
-def _from_function(name: str, outside: Any, policy: Any, batch_size: int, progress: Progress | None) -> Generate:
-    """The user's own program as a source: any function (prompts, seeds) -> pictures. Its finished batches are kept on
-    the policy's shelf, as the policy's own are."""
+def _from_function(
+    name: str, outside: Any, batch_size: int, progress: Progress | None, shelf: Callable[[], Shelf | None] = lambda: None
+) -> Generate:
+    """The user's own program as a source: any function (prompts, seeds) -> pictures. shelf: where its finished batches
+    are kept at the moment."""
     from .images import rgb
     from .rewards.custom import load_function, told
 
@@ -253,8 +257,8 @@ def _from_function(name: str, outside: Any, policy: Any, batch_size: int, progre
         samples: list[Sample] = []
         for start in range(0, len(draws), batch_size):
             batch = draws[start : start + batch_size]
-            make = partial(made, batch)
-            samples += policy.shelf.batch(batch, name, make) if policy.shelf else make()
+            make, kept = partial(made, batch), shelf()
+            samples += kept.batch(batch, name, make) if kept else make()
             if progress:
                 progress("sample", len(samples), len(draws))
         return samples

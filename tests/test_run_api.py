@@ -91,7 +91,7 @@ def test_other_settings_hold_for_the_call_alone(run):
 
 def test_samples_are_scored_by_every_reward_of_the_run(run):
     (scored,) = run.score(run.sample("photo house", 1))
-    tower = assemble.make_tower("pocket", device="cpu")
+    tower = make_tower("pocket", device="cpu")
     assert scored.scores["text_image"] == pytest.approx(tower([scored.sample])["text_image"][0])
 
 

@@ -132,6 +132,7 @@ def test_rows_hold_what_ranking_again_needs(tmp_path):
             "group": c.sample.draw.group,
             "k": c.sample.draw.k,
             "seed": c.sample.draw.seed,
+            "source": "policy",
             "scores": c.scores,
             "key": key,
             "winner": c.sample.id in weights,

@@ -71,14 +71,14 @@ class Trace:
 
 def warm_up() -> None:
     """Import everything and load every model once: forks find them."""
-    from raft_diffusion import assemble, diffusion, evaluate, report, runs, scales  # noqa: F401
+    from raft_diffusion import assemble, diffusion, evaluate, report, runs, scales, scorers  # noqa: F401
     from raft_diffusion.core.config import Config
 
     config = Config.parse(CONFIG)
     assemble.prepare(1)
     diffusion.load = cache(diffusion.load)  # a fork's adapter goes into its own copy
     scales.make_judge = _once(scales.make_judge)
-    assemble.make_tower = _once(assemble.make_tower)
+    scorers.make_tower = _once(scorers.make_tower)
     assemble.make_base(config)
     assemble.make_rewards(config)
     scales.make_judge(config)
