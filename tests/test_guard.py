@@ -43,7 +43,7 @@ ood_pairs = 0
 best_of = 2
 """
 LORA = "pytorch_lora_weights.safetensors"
-FALL = "round 3: the held-out score fell from 33 (round 2) to 23, more than chance allows"
+FALL = "round 3: the held-out score fell from 33 (round 1) to 23, more than chance allows"
 
 
 def settings(*changes: str) -> Config:
@@ -157,23 +157,23 @@ def lora(folder: Path) -> bytes:
 
 
 def test_a_run_that_turns_is_stopped_and_keeps_its_best_round(seen, capsys):
-    seen += [26.5, 28.0, 29.5, 19.5]
+    seen += [26.5, 29.5, 27.0, 19.5]
     command("train", "tiny.toml", "--out", "run")
     out, run = capsys.readouterr().out, Path("run")
     assert FALL in out
-    assert "stopped; round 2's LoRA is the result" in out
+    assert "stopped; round 1's LoRA is the result" in out
     assert "to go on all the same: --set guard.enabled=false" in out
     assert "no better mean reward" not in out
     assert not (run / "rounds" / "004").exists()
-    assert lora(run / "lora") == lora(run / "rounds/002/adapter") != lora(run / "rounds/003/adapter")
-    assert find_lora(run) == run / "rounds" / "002" / "adapter" / LORA
-    assert json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1])["guard"] == {
+    assert lora(run / "lora") == lora(run / "rounds/001/adapter") != lora(run / "rounds/003/adapter")
+    assert find_lora(run) == run / "rounds" / "001" / "adapter" / LORA
+    assert json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])["guard"] == {
         "held_out.text_image": 33.0,
         "diversity": 1.0,
     }
     page = (run / "report.html").read_text(encoding="utf-8")
     assert FALL.replace("round 3", "Round 3", 1) in page
-    assert "The LoRA of this run is round 2&#39;s;" in page
+    assert "The LoRA of this run is round 1&#39;s;" in page
 
     command("train", "tiny.toml", "--out", "run")  # nothing is measured again: `seen` is empty
     again = capsys.readouterr().out
@@ -188,7 +188,7 @@ def test_a_run_that_turns_is_stopped_and_keeps_its_best_round(seen, capsys):
 
 
 def test_a_run_that_only_gets_worse_ends_where_it_began(seen, capsys):
-    seen += [26.5, 10.0]
+    seen += [26.5, 10.0, 10.0]
     command("train", "tiny.toml", "--out", "run")
     assert "stopped; no round was good: the result is what it started from" in capsys.readouterr().out
     run = Path("run")

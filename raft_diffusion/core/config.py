@@ -156,7 +156,7 @@ class Guard(Section):
     reward: str | None = Field(None, min_length=1, description="a tower, pickscore or hpsv2.1; none: rewards.held_out")
     pairs: int = Field(48, ge=8, le=10_000, description="pictures a look: the same prompts and seeds in every round")
     max_drop: float = Field(0.1, ge=0, description="fall of the score that stops, in deviations within a prompt")
-    max_forgotten: float = Field(0.8, ge=0, description="the same on prompts that are not trained, below the start")
+    max_forgotten: float = Field(0.5, ge=0, description="the same on prompts that are not trained, below the start")
     min_diversity: Share = Field(0.5, description="share of the diversity of an equally good round that must be left")
 
 

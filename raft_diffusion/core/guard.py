@@ -83,16 +83,18 @@ class Look:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
     """The mean score on prompts that are not trained: at the start and now, the change with its interval, and by how
-    much it may fall for certain."""
+    much it may fall for certain; and what all prompts together gained, the trained ones too."""
 
     start: float
     now: float
     change: Interval
     allowed: float
+    gain: float
 
     @property
     def forgot(self) -> bool:
-        return self.change.high < -self.allowed
+        """Whether it fell for certain, and the trained prompts did not gain what it lost."""
+        return self.change.high < -self.allowed and self.gain < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,8 @@ class Verdict:
     varied: the most diverse of the earlier ones that scored about as well; share: what is left of its diversity. None
     and 1 where none did. elsewhere: the prompts that are not trained, None where there are none. All intervals are at
     `level`.
-    fell, alike, forgot: whether the run must stop, for its score, its diversity, or what it lost elsewhere.
+    fell, alike, forgot: whether the run must stop, for its score in two rounds in a row, its diversity, or what it
+    lost elsewhere.
     keep: the round whose adapter is the result, were the run to end here.
     """
 
@@ -148,7 +151,8 @@ class Verdict:
             lost = (
                 f"prompts that are not trained fell from {_number(self.elsewhere.start)} (the start) to "
                 f"{_number(self.elsewhere.now)}, more than chance allows ({level} of the change: "
-                f"{_number(self.elsewhere.change.low)} to {_number(self.elsewhere.change.high)})"
+                f"{_number(self.elsewhere.change.low)} to {_number(self.elsewhere.change.high)}) and more than the "
+                "trained ones gained"
             )
         said = [words for words, holds in ((what, self.fell), (left, self.alike), (lost, self.forgot)) if holds]
         return f"{here}: {'; '.join(said)}: stopped; {_kept(self.keep)}"
@@ -189,15 +193,16 @@ def judge(
     rounds: how many looks the run plans. Each gets an equal part of ALPHA, divided between its q questions
         (Bonferroni), which are all asked of one end of an interval: their level is 1 - 2 ALPHA / (q x rounds).
     max_drop: how far the score may fall for certain below the best one, in standard deviations of that one's scores
-        within a prompt. The score has fallen where the whole interval of its change lies below that. It is what keeps
-        the guard still: the best of many rounds was lucky, too, and a model goes up and down a little.
+        within a prompt. The round is worse where the whole interval of its change lies below that, and the score fell
+        where the round before was no better than the best one either: the best of many rounds was lucky, too, and a
+        model goes up and down a little, so one bad round is not kept, and the second in a row ends the run.
     min_diversity: the share of the diversity that must be left. Too little is left where the whole interval of that
         share lies below it. Only rounds that scored about as well count, none lower by more than max_drop: wrong
         samples vary too, and a run that learns to draw what is asked for loses their variety, and rightly.
     others: the ids of the prompts that are not trained. A run that gains on its own prompts may lose them, and the mean
         over both hides it; where there are others, they are the third question.
-    max_forgotten: how far their score may fall for certain below the start, in the deviations of `max_drop`. A run may
-        pay a little elsewhere for what it gains; 0.8 is what Cohen (1988) calls a large effect.
+    max_forgotten: how far their score may fall for certain below the start, in the deviations of `max_drop`; 0.5 is
+        what Cohen (1988) calls a medium effect. A run may pay elsewhere for what it gains, but not more than that.
 
     The draws are fixed, so the score's change is a paired bootstrap over them; the share's interval is a jackknife
     (Efron and Tibshirani 1993, ch. 11), as a bootstrap would draw samples twice and count their distance of 0.
@@ -211,14 +216,14 @@ def judge(
     change = _change(best, look, level)
     varied = max((e for e in before if e.score >= look.score - margin), key=lambda e: e.diversity, default=None)
     share = Interval(1.0, 1.0, 1.0) if varied is None else _share_left(varied, look, level)
-    fell, alike = change.high < -margin, share.high < min_diversity
-    trained = [earlier for earlier in before if earlier.round > 0]
+    worse, alike = change.high < -margin, share.high < min_diversity
+    trained = [earlier for earlier in before if earlier.round > 0 and earlier.score >= looks[0].score - margin]
     seen = [_elsewhere(looks[0], later, there, level, max_forgotten) for later in (look, *trained)] if there else []
     forgot = bool(seen) and seen[0].forgot
     if forgot:
         trained = [e for e, other in zip(trained, seen[1:], strict=True) if other.change.mean >= -other.allowed]
     keep = look
-    if fell or alike or forgot:
+    if worse or alike or forgot:
         keep = max(trained, key=lambda earlier: earlier.score, default=looks[0])
     elif best.round > 0 and change.high < 0:  # a small fall, and still a sure one
         keep = best
@@ -230,7 +235,7 @@ def judge(
         share=share,
         elsewhere=seen[0] if seen else None,
         level=level,
-        fell=fell,
+        fell=worse and before[-1] is not best,
         alike=alike,
         keep=keep.round,
     )
@@ -258,8 +263,13 @@ def _change(before: Look, after: Look, level: float) -> Interval:
 
 def _elsewhere(start: Look, later: Look, places: Sequence[int], level: float, max_forgotten: float) -> Elsewhere:
     before, now = (_part(look, places) for look in (start, later))
-    change, allowed = _change(before, now, level), max_forgotten * _spread(before)
-    return Elsewhere(start=before.score, now=now.score, change=change, allowed=allowed)
+    return Elsewhere(
+        start=before.score,
+        now=now.score,
+        change=_change(before, now, level),
+        allowed=max_forgotten * _spread(before),
+        gain=later.score - start.score,
+    )
 
 
 def _part(look: Look, places: Sequence[int]) -> Look:

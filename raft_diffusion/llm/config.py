@@ -121,7 +121,7 @@ class Guard(Section):
     label: str | None = Field(None, description="the classifier's class; none: a model with one output")
     samples: int = Field(64, ge=8, le=10_000, description="texts a look: the same prompts and seeds in every round")
     max_drop: float = Field(0.25, ge=0, description="fall of the score that stops, in deviations within a prompt")
-    max_forgotten: float = Field(0.8, ge=0, description="the same on prompts that are not trained, below the start")
+    max_forgotten: float = Field(0.5, ge=0, description="the same on prompts that are not trained, below the start")
     min_diversity: Share = Field(0.5, description="share of the diversity that must be left")
 
 

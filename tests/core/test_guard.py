@@ -80,19 +80,27 @@ def test_a_fall_counts_from_the_margin_on():
     """Where all draws fall alike the interval is a point: the margin alone decides, 0.25 x sqrt(5 / 3) = 0.3227."""
     margin = 0.25 * math.sqrt(5 / 3)
     for fall, fired in ((margin + 1e-6, True), (margin - 1e-6, False)):
-        found = verdict([a_look(0, BASE), a_look(1, [score - fall for score in BASE])])
+        found = verdict([a_look(0, BASE), a_look(1, BASE), a_look(2, [score - fall for score in BASE])])
+        assert found.best.round == 0
         assert found.change.low == pytest.approx(-fall) == found.change.high
         assert (found.fell, found.fired, found.alike) == (fired, fired, False)
 
 
+def test_one_bad_round_is_not_kept_and_the_second_in_a_row_ends_the_run():
+    looks = moved(0, 3, 2, 2.5, 3.5, 2, 2.2)
+    found = [verdict(looks[:count]) for count in range(2, 8)]
+    assert [one.fired for one in found] == [False, False, True, False, False, True]
+    assert [one.keep for one in found] == [1, 1, 1, 4, 4, 4]
+
+
 def test_the_margin_knows_no_difference_between_prompts():
     apart = [score + 1000 * (place > 3) for place, score in enumerate(BASE)]
-    assert verdict([a_look(0, apart), a_look(1, [score - 0.33 for score in apart])]).fell
+    assert verdict([a_look(0, apart), *(a_look(index, [score - 0.33 for score in apart]) for index in (1, 2))]).fell
 
 
 def test_a_fall_that_may_be_chance_does_not_count():
     lower = [score - 8 * (place == 0) for place, score in enumerate(BASE)]
-    assert not verdict([a_look(0, BASE), a_look(1, lower)]).fell
+    assert not verdict([a_look(0, BASE), a_look(1, lower), a_look(2, lower)]).fell
 
 
 def test_the_level_is_shared_by_the_looks():
@@ -110,10 +118,12 @@ def moved(*shifts: float) -> list[Look]:
     ("shifts", "best", "fired", "keep"),
     [
         ((0, 1, 2), 1, False, 2),
-        ((0, 3, 2), 1, True, 1),
+        ((0, 3, 2), 1, False, 1),
+        ((0, 3, 2, 2), 1, True, 1),
         ((0, 2, 3, 2.8), 2, False, 2),  # a small fall, and still a sure one
         ((0, 2, 2), 1, False, 2),
-        ((0, -1), 0, True, 0),
+        ((0, -1), 0, False, 0),
+        ((0, -1, -2), 0, True, 0),  # the round before was as bad
         ((0, -0.3, -1), 0, True, 1),  # of the rounds that the run has, the best
         ((0, -0.3), 0, False, 1),
         ((0, -0.2, -0.3), 0, False, 2),  # what it started from is no result of a run that may go on
@@ -141,24 +151,32 @@ def test_a_gain_on_its_own_prompts_does_not_hide_what_a_run_forgot():
     """The margin is that of one prompt's four scores: 0.25 x sqrt(5 / 3)."""
     margin = 0.25 * math.sqrt(5 / 3)
     for fall, fired in ((margin + 1e-6, True), (margin - 1e-6, False)):
-        found = elsewhere(shifted(0, 0, 0), shifted(1, 10, -fall))
+        found = elsewhere(shifted(0, 0, 0), shifted(1, 0.3, -fall))
         assert (found.fell, found.alike, found.forgot, found.fired) == (False, False, fired, fired)
         assert found.elsewhere is not None and found.elsewhere.change.mean == pytest.approx(-fall)
-    assert not verdict([shifted(0, 0, 0), shifted(1, 10, -5)]).fired  # without others nobody asks
+    assert not verdict([shifted(0, 0, 0), shifted(1, 4, -5)]).fired  # without others nobody asks
+
+
+def test_a_run_may_lose_elsewhere_what_it_gains():
+    """The two prompts count alike, so a loss of 5 is made up for by a gain of 5."""
+    for gain, fired in ((4.9, True), (5.1, False)):
+        found = elsewhere(shifted(0, 0, 0), shifted(1, gain, -5))
+        assert found.elsewhere is not None and found.elsewhere.gain == pytest.approx((gain - 5) / 2)
+        assert found.forgot is fired
 
 
 def test_what_is_not_trained_is_compared_with_the_start_and_not_with_the_best():
     assert not elsewhere(shifted(0, 0, 0), shifted(1, 0, 5), shifted(2, 5, 1)).forgot
-    assert elsewhere(shifted(0, 0, 0), shifted(1, 0, 5), shifted(2, 10, -1)).forgot
+    assert elsewhere(shifted(0, 0, 0), shifted(1, 0, 5), shifted(2, 0.5, -1)).forgot
 
 
 @pytest.mark.parametrize(
     ("shifts", "keep"),
     [
-        (((0, 0), (9, -2)), 0),  # no other round
-        (((0, 0), (2, 0), (9, -2)), 1),
-        (((0, 0), (2, 0), (3, 0), (9, -2)), 2),
-        (((0, 0), (9, -0.3), (9, -2)), 1),  # a little less elsewhere, and allowed
+        (((0, 0), (1.9, -2)), 0),  # no other round
+        (((0, 0), (1, 0), (1.9, -2)), 1),
+        (((0, 0), (1, 0), (1.5, 0), (1.9, -2)), 2),
+        (((0, 0), (1.9, -0.3), (1.9, -2)), 1),  # a little less elsewhere, and allowed
     ],
 )
 def test_a_round_that_forgot_is_not_kept(shifts, keep):
@@ -167,11 +185,12 @@ def test_a_round_that_forgot_is_not_kept(shifts, keep):
 
 
 def test_three_questions_share_the_level_and_the_sentence_says_which_was_answered():
-    found = elsewhere(shifted(0, 0, 0), shifted(1, 10, -2))
+    found = elsewhere(shifted(0, 0, 0), shifted(1, 1, -2))
     assert found.level == pytest.approx(1 - 2 * ALPHA / (3 * ROUNDS))
     assert found.sentence == (
         "round 1: prompts that are not trained fell from 12.5 (the start) to 10.5, more than chance allows "
-        "(99.72 % interval of the change: -2 to -2): stopped; no round was good: the result is what it started from"
+        "(99.72 % interval of the change: -2 to -2) and more than the trained ones gained: stopped; no round was good: "
+        "the result is what it started from"
     )
 
 
@@ -239,11 +258,12 @@ def test_what_had_no_variety_loses_none():
 
 def test_the_sentences():
     assert verdict(moved(0, 1)).sentence == ""
-    assert verdict(moved(0, 2, 1)).sentence == (
-        "round 2: the held-out score fell from 9.5 (round 1) to 8.5, more than chance allows (99.58 % interval of the "
-        "change: -1 to -1): stopped; round 1's LoRA is the result"
+    fell = (
+        "the held-out score fell from 9.5 (round 1) to 8.5, more than chance allows (99.58 % interval of the change: "
     )
-    assert verdict(moved(0, -1)).sentence.endswith(
+    assert verdict(moved(0, 2, 1)).sentence == f"round 2: {fell}-1 to -1); round 1's LoRA is the result"
+    assert verdict(moved(0, 2, 1, 1)).sentence == f"round 3: {fell}-1 to -1): stopped; round 1's LoRA is the result"
+    assert verdict(moved(0, -1, -1)).sentence.endswith(
         "fell from 7.5 (the start) to 6.5, more than chance allows (99.58 % interval of the change: -1 to -1): "
         "stopped; no round was good: the result is what it started from"
     )

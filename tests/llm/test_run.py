@@ -174,19 +174,16 @@ def test_evaluate_and_report_repeat_a_run(tmp_path, capsys):
         assert f"{option[0]} is for runs that make pictures" in capsys.readouterr().err
 
 
-def test_the_guard_stops_a_run_and_keeps_its_best_round(tmp_path, capsys):
-    train(
-        "pocket-reviews",
-        "run",
-        "rounds=3",
-        "guard.samples=32",
-        "guard.min_diversity=1.0",
-        "guard.max_drop=0.0",
-        "tuning.learning_rate=1.0",
-    )
+def test_the_guard_stops_a_run_and_keeps_its_best_round(tmp_path, capsys, monkeypatch):
+    variety = iter((1.0, 0.9, 0.1))
+    monkeypatch.setattr(assemble, "distances_within", lambda samples: [next(variety)] * len(samples))
+    train("pocket-reviews", "run", "rounds=3", "guard.min_diversity=0.5")
     out = capsys.readouterr().out
-    assert "stopped; " in out
-    assert len(read_metrics(tmp_path / "run")) < 3
+    assert "round 2: what it makes of one prompt became alike: 10 % of the diversity of the start" in out
+    assert "stopped; round 1's LoRA is the result" in out
+    assert len(read_metrics(tmp_path / "run")) == 2
+    lora = (tmp_path / "run/lora/adapter_model.safetensors").read_bytes()
+    assert lora == (tmp_path / "run/rounds/001/adapter/adapter_model.safetensors").read_bytes()
     assert read_look(tmp_path / "run", 0).judge == "pocket-held-out, temperature 1"
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert "The guard" in page and "stopped; " in page
