@@ -12,6 +12,7 @@ import raft_diffusion as rd
 from raft_diffusion import assemble
 from raft_diffusion.core.config import Config
 from raft_diffusion.core.records import Draw, Prompt
+from raft_diffusion.scorers import make_tower
 from raft_diffusion.webui import parse_infotext
 
 TINY = """
