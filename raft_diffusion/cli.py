@@ -23,6 +23,7 @@ from .commands.score import score
 from .commands.train import train
 from .commands.watch import watch
 from .core.files import advice_on
+from .crew import is_helper
 from .stopping import end_as_by_ctrl_c
 
 PANELS = {
@@ -53,23 +54,30 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (ValueError, OSError) as error:
-        print(f"raft-diffusion: {advice_on(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        _say(f"raft-diffusion: {advice_on(error) if isinstance(error, OSError) else error}")
         sys.exit(2)
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of the command-line parser
         if show is None:
             raise
-        show()
+        if not is_helper():
+            show()
         sys.exit(getattr(error, "exit_code", 2))
     if code == 130:  # typer's answer to Ctrl-C
-        print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
+        _say("\nstopped; the same command goes on where this one stopped")
     if code:
         sys.exit(code)
 
 
 def _note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """A warning as one line for a person, without the place in the code that gave it."""
-    print(f"note: {message}", file=sys.stderr)
+    _say(f"note: {message}")
+
+
+def _say(words: str) -> None:
+    """On stderr. What a helper would say, the first process of its run says."""
+    if not is_helper():
+        print(words, file=sys.stderr)
 
 
 if __name__ == "__main__":

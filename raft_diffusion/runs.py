@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,30 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import ranks_by_person
-from .commands.options import file_of
 from .core.choices import HUMAN, select_chosen
-from .core.config import Config
 from .core.guard import Look, Verdict, curve
 from .core.lock import RunLock
-from .core.looks import forget_ending, read_ending, read_look
+from .core.looks import forget_ending, read_look
 from .core.loop import Reward, raft, score
-from .core.overrule import overruled, set_aside, what_follows
+from .core.overrule import overruled, set_aside
 from .core.records import Group, Round, Sample, Scored, Selection, Winner
 from .core.stop import is_flat
-from .core.store import RunFolder, complete_rounds, make_folder, read_metrics, round_folder
+from .core.store import RunFolder, make_folder, read_metrics, round_folder
 from .core.timing import write_seconds
 from .core.unfinished import Unfinished
+from .crew import Crew
 from .guarding import looks_of
 from .human import Person
 from .jobs import default_folder
-from .lora.file import lora_name
 from .modality import AnyConfig, Progress, identity_of, modality_of
 from .skips import Diverged
-from .stopping import Stop
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .core.stats import Interval
 
 
@@ -50,6 +44,7 @@ class Run:
     progress: called with (stage, done, total) after each batch, reward and tuning step; stages are "sample", "score",
     "choose", "tune", "guard", "track" and "evaluate". It may raise KeyboardInterrupt to stop: nothing is lost then.
     announce: told the address at which a person chooses, where one ranks; the run waits meanwhile.
+    crew: the processes that share the work, where there are several.
     Raises ValueError for settings, a folder, a model or a reward that cannot be used.
     """
 
@@ -60,6 +55,7 @@ class Run:
         *,
         progress: Progress | None = None,
         announce: Callable[[str], object] = print,
+        crew: Crew | None = None,
     ) -> None:
         from .process import environment
         from .tracking import open_trackers
@@ -78,6 +74,9 @@ class Run:
         self._policy = make.make_policy(config, self._tell)
         self._policy.shelf = self._unfinished.shelf(ROUND)
         self._rewards = make.run_rewards(config, self._policy)
+        self._crew = self._policy.crew = crew
+        if crew:
+            crew.meet(self._policy, self._rewards)
         sampler = make.make_sampler(config, self._policy, self._tell)
         make_folder(self.folder)
         self._lock = RunLock.take(self.folder)
@@ -116,7 +115,7 @@ class Run:
         self._look(self._guard.catch_up if self._guard else None)
         rounds = raft(
             self._person,
-            self._telling([*self._rewards, self._person.score]),
+            self._telling([*self._scorers, self._person.score]),
             self._select,
             self._tune,
             self._store,
@@ -168,6 +167,10 @@ class Run:
             samples = self._make.sample_tracked(self.config, self._policy)
         metrics = read_metrics(self.folder)[-1] if index else None
         self._trackers.log(index, samples, metrics)
+
+    @property
+    def _scorers(self) -> Sequence[Reward]:
+        return self._crew.rewards(self._rewards) if self._crew else self._rewards
 
     @contextmanager
     def _work(self, stage: str) -> Iterator[None]:
@@ -268,143 +271,3 @@ def is_finished(config: AnyConfig, done: int, root: Path) -> bool:
         return True
     verdict = modality_of(config).verdict_of(config, root, done)
     return verdict is not None and verdict.fired
-
-
-def finish_run(config: AnyConfig, root: Path, console: Console) -> dict[str, Any]:
-    """Train what is left to train, evaluate, report. A finished run shows its result, and no model is loaded."""
-    from .report import write_report
-    from .terminal import clean
-
-    make = modality_of(config)
-    make.check(config)
-    before = RunFolder.check(root, config=config, may_change=make.MAY_CHANGE)
-    evaluation = root / "evaluation" / "evaluation.json"
-    settled = is_finished(config, before, root) and _keeps_the_right_round(config, before, root)
-    if not settled or not _is_evaluated(evaluation, config):
-        for line in make.outlook(config):
-            console.print(clean(line), soft_wrap=True)
-        index = overruled(root, best=config.selection.best)
-        if index is not None:
-            kept = f"what is there now is kept in {root / 'replaced'}"
-            console.print(clean(f"{what_follows(complete_rounds(root), index)}; {kept}"), soft_wrap=True)
-        elif before:
-            console.print(f"going on after round {before}" if before < config.rounds else f"{before} rounds are done")
-        run_rounds(config, root, console)
-    else:
-        console.print(f"this run is finished: {before} rounds", highlight=False)
-    tell_ending(console, root)
-    result = json.loads(evaluation.read_text(encoding="utf-8"))
-    make.show_evaluation(console, result)
-    page = write_report(root)
-    places = {"report": page, "pictures": root / "before_after.png", "LoRA": root / "lora", "rounds": root / "rounds"}
-    for what, path in places.items():
-        if path.exists():
-            console.print(clean(f"{what:10}{path}"), soft_wrap=True)
-    return result
-
-
-def run_rounds(config: AnyConfig, root: Path, console: Console) -> None:
-    """The rounds that are left, under the live table, then the evaluation."""
-    from .terminal import LiveTable, say_where
-
-    make = modality_of(config)
-    table = LiveTable(
-        console,
-        rounds=config.rounds,
-        ranking=max(config.rewards.weights, key=lambda name: abs(config.rewards.weights[name])),
-        held_out=make.held_out_name(config),
-        guarded=make.watch_of(config) is not None,
-        noun=make.NOUN,
-    )
-    stop = Stop()
-    with console.status("loading the model"):
-        run = Run(config, root, progress=stop.checked(table.progress), announce=partial(say_where, console))
-    with stop.gently(), table.shown():
-        table.loaded()
-        last, verdict = 0, None
-        for round_ in run.rounds():
-            verdict = run.verdict
-            table.add(round_, start=run.start, look=verdict.look if verdict else None)
-            last = round_.index
-            stop.check()
-        if 0 < last < config.rounds and not (verdict and verdict.fired):
-            console.print(f"stopped after round {last}: no better mean reward in {config.stop_when_flat} rounds")
-        run.evaluate()
-
-
-def _keeps_the_right_round(config: AnyConfig, done: int, root: Path) -> bool:
-    """Whether the LoRA of the finished run in `root` is the one that its guard keeps by the present settings."""
-    verdict, ending = modality_of(config).verdict_of(config, root, done), read_ending(root, after=done)
-    return (verdict.keep if verdict else done) == (ending.keep if ending else done)
-
-
-def tell_ending(console: Console, root: Path) -> None:
-    """What the guard says of the finished run in `root`, if it says anything."""
-    from .terminal import clean
-
-    ending = read_ending(root, after=len(read_metrics(root)))
-    if ending is not None and ending.sentence:
-        console.print()  # the table of rounds ends without a line break where its output is no terminal
-        console.print(clean(ending.sentence), soft_wrap=True)
-    if ending is not None and ending.stopped:
-        console.print("to go on all the same: --set guard.enabled=false", highlight=False)
-
-
-def evaluate_run(
-    config: AnyConfig, root: Path, console: Console, *, threads: int | None, lora: Path | None = None
-) -> dict[str, Any]:
-    """Sample and judge again from the stored LoRA, and write the report anew.
-
-    lora: another one to compare the base with, for pictures. Its numbers and pictures go to `other_evaluation`, and the
-        run's own evaluation and report stay.
-    """
-    from .report import write_report
-    from .terminal import LiveTable, clean
-
-    make = modality_of(config)
-    if lora is None:
-        file_of(root, f"lora/{make.ADAPTER}")
-    else:
-        assert isinstance(config, Config)
-        config = config.with_overrides(["sampling.lora_scale=1.0"])  # the run's is that of its own LoRA
-    table, stop = LiveTable(console, rounds=config.rounds, ranking="", held_out=None), Stop()
-    unfinished = Unfinished(root, packer=make.make_codec(), identity=identity_of(config))
-    with console.status("loading the model"):
-        make.prepare(threads or config.threads)
-        policy = _policy(config, root, lora, stop.checked(table.progress))
-        policy.shelf = unfinished.shelf("evaluate")
-        rewards = make.run_rewards(config, policy)
-    folder = root if lora is None else other_evaluation(root, lora)
-    with stop.gently(), table.shown():
-        result = make.run_evaluation(config, policy, rewards, folder / "evaluation")
-    unfinished.clear()
-    make.show_evaluation(console, result)
-    if lora is None:
-        write_report(root)
-    else:
-        console.print(clean(f"pictures and numbers: {folder}"), soft_wrap=True)
-    return result
-
-
-def _policy(config: AnyConfig, root: Path, lora: Path | None, progress: Progress) -> Any:
-    """The model with the run's LoRA, or with another one."""
-    if lora is None:
-        policy = modality_of(config).make_policy(config, progress)
-        policy.load(root / "lora")
-        return policy
-    from .assemble import make_base
-
-    assert isinstance(config, Config)
-    policy = make_base(config, progress)
-    policy.attach(lora)
-    return policy
-
-
-def other_evaluation(root: Path, lora: Path) -> Path:
-    """Where the comparison with a LoRA that is not the run's own goes: RUN/evaluations/<its name>."""
-    return root / "evaluations" / lora_name(lora)
-
-
-def _is_evaluated(path: Path, config: AnyConfig) -> bool:
-    """Whether the evaluation there, if any, is the one that the configuration asks for."""
-    return path.is_file() and modality_of(config).is_evaluated(config, json.loads(path.read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from raft_diffusion import cli, jobs, runs
+from raft_diffusion import cli, jobs, training
 from raft_diffusion.commands import demo
 from raft_diffusion.core.config import Config
 
@@ -182,7 +182,7 @@ def test_ctrl_c_says_how_to_go_on(call, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "finish_run", stopped)
+    monkeypatch.setattr(training, "finish_run", stopped)
     code, _, err = call("demo")
     assert code == 130
     assert "the same command goes on" in err
@@ -192,7 +192,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(call, monkeypatch):
     def broken(*_):
         raise KeyError("ours")
 
-    monkeypatch.setattr(runs, "finish_run", broken)
+    monkeypatch.setattr(training, "finish_run", broken)
     with pytest.raises(KeyError, match="ours"):
         call("demo")
 
@@ -201,7 +201,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(call, monkeypatch):
 
 
 def test_the_numbers_go_to_stdout_or_to_a_file(call, folder, monkeypatch):
-    monkeypatch.setattr(runs, "finish_run", lambda config, root, console: {"seed": config.seed, "root": str(root)})
+    monkeypatch.setattr(training, "finish_run", lambda config, root, console: {"seed": config.seed, "root": str(root)})
     code, out, err = call("demo", "--seed", "3", "--out", "mine", "--json", "-")
     assert (code, json.loads(out)) == (0, {"seed": 3, "root": "mine"})
     assert "Monet" in err  # what people read

@@ -40,13 +40,15 @@ def demo(
 
     Example: raft-diffusion demo text --json -
     """
-    from .. import jobs, runs
+    from .. import crew, jobs, training
 
     if which not in DEMOS:
         *others, last = DEMOS
         raise ValueError(f"unknown demo {which!r}: use {', '.join(others)} or {last}")
     config = jobs.load_config(DEMOS[which], seed=seed, threads=threads)
+    if crew.is_helper():
+        return training.help_with(config)
     console = make_console(json_file)
     console.print(INTRO[which])
     with collected(json_file) as numbers:
-        numbers.update(runs.finish_run(config, out or jobs.default_folder(config), console))
+        numbers.update(training.finish_run(config, out or jobs.default_folder(config), console))

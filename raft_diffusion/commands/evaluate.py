@@ -59,7 +59,7 @@ def evaluate(
 
     Example: raft-diffusion evaluate runs/mine --beside runs/one-shot
     """
-    from .. import jobs, runs
+    from .. import jobs, training
     from ..lora.file import find_lora, read_lora
 
     config = jobs.config_of(file_of(run, "config.toml"))
@@ -79,7 +79,6 @@ def evaluate(
     if pairs and not (each_round or beside):
         raise ValueError("--pairs belongs to --each-round or --beside; give it with one of them, or leave it out")
     counts = parse_steps(steps)
-    _lock = RunLock.take(run)
     with collected(json_file) as numbers:
         console = make_console(json_file)
         if each_round and isinstance(config, Config):
@@ -87,7 +86,7 @@ def evaluate(
         elif beside and isinstance(config, Config):
             numbers.update(_beside(config, run, beside, console, pairs, threads))
         else:
-            numbers.update(runs.evaluate_run(config, run, console, threads=threads, lora=lora))
+            numbers.update(training.evaluate_run(config, run, console, threads=threads, lora=lora))
 
 
 def parse_steps(text: str | None) -> list[int]:
@@ -105,6 +104,7 @@ def _each_round(
     from ..report import write_report
 
     rounds_of(run, None)  # before torch is loaded
+    _lock = RunLock.take(run)
     with _measuring(config, console, threads, "rounds") as progress:
         result = compare_rounds(config, run, steps=steps, pairs=pairs, progress=progress)
     for count, found in result["steps"].items():
@@ -123,6 +123,7 @@ def _beside(
     from ..terminal import clean
 
     first, *rest = check_runs(config, run, others)  # before torch is loaded
+    _lock = RunLock.take(run)
     with _measuring(config, console, threads, "runs") as progress:
         result = compare_runs(config, run, others, pairs=pairs, progress=progress)
     console.print(table(result["rows"], title="the LoRA that each run keeps, on the same draws"))

@@ -63,7 +63,7 @@ def train(
 
     Example: raft-diffusion train pocket-monet --generator policy --generator folder:pictures
     """
-    from .. import jobs, runs
+    from .. import crew, jobs, training
 
     resolved = jobs.load_config(
         config,
@@ -82,5 +82,7 @@ def train(
         threads=threads,
         changes=changes or [],
     )
+    if crew.is_helper():
+        return training.help_with(resolved)
     with collected(json_file) as numbers:
-        numbers.update(runs.finish_run(resolved, out or jobs.default_folder(resolved), make_console(json_file)))
+        numbers.update(training.finish_run(resolved, out or jobs.default_folder(resolved), make_console(json_file)))

@@ -44,18 +44,29 @@ class Shelf:
         self._folder, self._packer, self._identity = folder, packer, identity
 
     def batch(self, draws: Sequence[Draw], made_of: object, make: Callable[[], list[Sample]]) -> list[Sample]:
-        """The samples of these draws, which are one batch: those that were kept, else `make`'s, which are kept then.
+        """The samples of these draws, which are one batch: those that were kept, else `make`'s, which are kept then."""
+        found = self.find(draws, made_of)
+        if found is None:
+            found = make()
+            self.keep(draws, made_of, found)
+        return found
+
+    def find(self, draws: Sequence[Draw], made_of: object) -> list[Sample] | None:
+        """The samples of these draws, if they were kept as one batch.
 
         made_of: all that they follow from beside their draws, as JSON can write it.
         """
+        content = self.read(self._name(draws, made_of))
+        if content is None:
+            return None
+        return [Sample(draw, data) for draw, data in zip(draws, self._packer.unpack(content), strict=True)]
+
+    def keep(self, draws: Sequence[Draw], made_of: object, samples: Sequence[Sample]) -> None:
+        self.write(self._name(draws, made_of), self._packer.pack(samples))
+
+    def _name(self, draws: Sequence[Draw], made_of: object) -> str:
         asked = [[draw.id, draw.group, draw.seed, draw.prompt.text, draw.prompt.negative] for draw in draws]
-        name = f"{self.key([asked, made_of])}.batch"
-        content = self.read(name)
-        if content is not None:
-            return [Sample(draw, data) for draw, data in zip(draws, self._packer.unpack(content), strict=True)]
-        samples = make()
-        self.write(name, self._packer.pack(samples))
-        return samples
+        return f"{self.key([asked, made_of])}.batch"
 
     def key(self, made_of: object) -> str:
         """A name for what follows from this, the same in every process."""

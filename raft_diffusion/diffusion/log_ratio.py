@@ -28,6 +28,9 @@ class LogRatio:
     score depends on no other sample and is the same each time. It is exactly 0 for an adapter that has not learned yet.
     """
 
+    in_parts = True
+    """Several processes may score parts of the samples."""
+
     def __init__(self, policy: DiffusionPolicy) -> None:
         self._policy, self._room = policy, Room("scoring", setting="sampling.batch_size")
         self._scheduler = make_scheduler("DDPM", policy.components.scheduler_config)

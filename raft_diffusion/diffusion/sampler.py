@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..core.records import Draw, Sample
 from ..core.unfinished import Shelf
+from ..crew import Crew, Stance, made
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
 from ..room import Room
 from ..tuning_state import digest_of
@@ -51,6 +52,7 @@ class DiffusionPolicy:
     clip_skip: which layer of the text encoder is read, as WebUIs count: 1 is the last, 2 the one before it.
     progress: called with ("sample", pictures done, pictures in all) after each batch.
     shelf, an attribute: where finished batches and the state of the tuning are kept until their round is.
+    crew, an attribute: the processes that share the work, where there are several.
     Raises ValueError when the settings do not fit the model.
     """
 
@@ -72,6 +74,7 @@ class DiffusionPolicy:
         self.clip_skip = clip_skip
         self.adapter: Adapter | None = None
         self.shelf: Shelf | None = None
+        self.crew: Crew | None = None
         self._attached: tuple[Path, float] | None = None
         self._is_base = False
         self._progress = progress
@@ -184,26 +187,39 @@ class DiffusionPolicy:
         Raises ValueError when the settings do not fit the model, and when a picture is not finite.
         """
         settings = settings or self.settings
-        scheduler = self._scheduler(settings)
+        self._scheduler(settings)
         made_of = self._made_of(settings) if self.shelf else None
         samples: list[Sample] = []
-        for start in range(0, len(draws), settings.batch_size):
-            batch = draws[start : start + settings.batch_size]
-            make = partial(self._sample, batch, settings, scheduler)
-            samples += self.shelf.batch(batch, made_of, make) if self.shelf else make()
+        batches = [draws[start : start + settings.batch_size] for start in range(0, len(draws), settings.batch_size)]
+        for answers in made(batches, settings, self, shelf=self.shelf, made_of=made_of, crew=self.crew):
+            samples += answers
             if self._progress:
                 self._progress("sample", len(samples), len(draws))
         return samples
+
+    def stance(self) -> Stance:
+        """How the adapter stands; a helper that takes it samples as this policy does."""
+        weights = {name: value.detach().cpu() for name, value in self.trained.parameters().items()}
+        return Stance(weights=weights, on=not self._is_base, strength=self.trained.strength)
+
+    @torch.no_grad()
+    def take(self, stance: Stance) -> None:
+        """Stand as another process's policy of the same settings does."""
+        for name, parameter in self.trained.parameters().items():
+            parameter.copy_(stance.weights[name])
+        self.trained.set_strength(stance.strength)
+        self._switch(stance.on)
 
     def _made_of(self, settings: Settings) -> list[object]:
         """What samples follow from beside their draws and the frozen model."""
         adapter = None if self._is_base else self.adapter
         return [repr(settings), [adapter.strength, digest_of(adapter.parameters())] if adapter else "base"]
 
-    def _sample(self, batch: Sequence[Draw], settings: Settings, scheduler: Any) -> list[Sample]:
+    @torch.no_grad()
+    def answer(self, batch: Sequence[Draw], settings: Settings) -> list[Sample]:
         """One batch, sampled at once where the device has the memory for it."""
         samples: list[Sample] = []
-        denoise = partial(self._denoise, settings=settings, scheduler=scheduler)
+        denoise = partial(self._denoise, settings=settings, scheduler=self._scheduler(settings))
         for part, latents in self._sampling.batches(batch, len(batch), denoise):
             for draw, latent in zip(part, latents, strict=True):
                 if not latent.isfinite().all():

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ..core.records import Winner
+from ..crew import Crew
 from ..room import Room
 from ..skips import Skips
 from ..tuning_state import TuningState, learned
@@ -91,34 +92,29 @@ class DiffusionTuner:
         memory for is split.
         Raises ValueError for winners it cannot learn from, `Diverged` when three steps in a row were left out.
         """
-        adapter = policy.trained
         if self.restart:
-            adapter.reset()
+            policy.trained.reset()
         batches = _Batches(winners, condition_drop=self.condition_drop, seed=seed)
-        objective = _Objective(policy, self.snr_gamma, batches.texts)
-        parameters = list(adapter.parameters().values())
+        learner = self.learner(policy, batches.texts)
+        accelerator, parameters = learner.accelerator, learner.parameters
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
-        accelerator = self._accelerator(policy.components)
         prepared: Any = accelerator.prepare(optimizer)
         state = TuningState(
             policy.shelf,
-            adapter.parameters(),
+            policy.trained.parameters(),
             optimizer,
             made_of=[seed, repr(replace(self, progress=None)), learned(winners)],
             steps=self.steps,
             scaler=accelerator.scaler,
         )
         before, (losses, drifts, norms, left_out) = state.restore(4)
-        skips = Skips.of(left_out)
+        skips, size = Skips.of(left_out), self.batch_size * self.gradient_accumulation
         for _ in range(before):
-            batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
-        room = Room("tuning on", setting="tuning.batch_size")
+            batches.draw(size, learner.noise_levels)
         for step in range(before + 1, self.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
-            drawn = batches.draw(self.batch_size * self.gradient_accumulation, objective.noise_levels)
-            backward = partial(self._backward, accelerator, objective, prepared, drawn)
-            loss, drift = room.fitted(self.batch_size, backward)
+            loss, drift = self._gradients(policy.crew, learner, batches.draw(size, learner.noise_levels))
             norm = self._clip(accelerator, parameters) if math.isfinite(loss) else loss
             scaled = math.isfinite(loss) and accelerator.scaler is not None
             if math.isfinite(norm):
@@ -136,24 +132,18 @@ class DiffusionTuner:
         loss, drift, norm = (sum(values) / len(values) for values in (losses, drifts, norms))
         return {"loss": loss, "grad_norm": norm} | ({"drift": drift} if self.anti_drift else {}) | skipped
 
-    def _backward(
-        self, accelerator: Accelerator, objective: _Objective, optimizer: Any, drawn: _Batch, size: int
-    ) -> tuple[float, float]:
-        """The gradients of one step's loss in forward passes of `size` pictures; that loss and the drift, both nan
-        where one of the two is not finite. A step that failed before starts anew."""
-        optimizer.zero_grad()
-        loss, drift = 0.0, 0.0
-        for batch in drawn.split(size):
-            share = len(batch.texts) / len(drawn.texts)
-            with self._checkpointing(objective.unet):
-                with accelerator.autocast():
-                    part, drifted = objective(batch, against_base=self.anti_drift > 0)
-                total = share * (part + self.anti_drift * drifted)
-                if not math.isfinite(total.item()):
-                    return math.nan, math.nan
-                accelerator.backward(total)
-            loss += share * part.item()
-            drift += share * drifted.item()
+    def learner(self, policy: DiffusionPolicy, texts: Sequence[str]) -> Learner:
+        """What computes the gradients of pictures of these texts, in any process of a run."""
+        return Learner(self, policy, texts)
+
+    def _gradients(self, crew: Crew | None, learner: Learner, drawn: Batch) -> tuple[float, float]:
+        """The gradients of one step's loss; that loss and the drift, both nan where one of the two is not finite."""
+        whole, scale = len(drawn.texts), learner.loss_scale()
+        if crew is None:
+            return learner.gradients(drawn, whole, scale)
+        how = replace(self, progress=None), learner.texts, whole, scale
+        parts = list(drawn.split(-(-whole // crew.size)))
+        loss, drift = (sum(values) for values in zip(*crew.gradients(parts, how, learner.parameters), strict=True))
         return loss, drift
 
     def _clip(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> float:
@@ -161,19 +151,8 @@ class DiffusionTuner:
         norm: Any = accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
         return float(norm)
 
-    @contextmanager
-    def _checkpointing(self, unet: Any) -> Iterator[None]:
-        """Around a forward and a backward pass alone: whoever samples from this UNet next finds it as it was."""
-        if not self.gradient_checkpointing:
-            yield
-            return
-        unet.enable_gradient_checkpointing()
-        try:
-            yield
-        finally:
-            unet.disable_gradient_checkpointing()
-
-    def _accelerator(self, components: Components) -> Accelerator:
+    def accelerator(self, components: Components) -> Accelerator:
+        """Of the precision that these components are tuned in. Raises ValueError where their device has none such."""
         on_cpu = components.device.type == "cpu"
         precision = "fp16" if components.dtype == torch.float16 else self.mixed_precision
         if on_cpu and precision == "fp16":
@@ -186,8 +165,71 @@ class DiffusionTuner:
         )
 
 
+class Learner:
+    """Forward and backward passes of a tuning, as large as the device has memory for.
+
+    parameters: those that learn. texts: all that pictures may be shown with. accelerator: holds the precision.
+    """
+
+    def __init__(self, tuner: DiffusionTuner, policy: DiffusionPolicy, texts: Sequence[str]) -> None:
+        self._tuner, self.texts = tuner, tuple(texts)
+        self.accelerator = tuner.accelerator(policy.components)
+        self.parameters = list(policy.trained.parameters().values())
+        self._objective = _Objective(policy, tuner.snr_gamma, texts)
+        self._room = Room("tuning on", setting="tuning.batch_size")
+        self._device = policy.components.device
+
+    @property
+    def noise_levels(self) -> int:
+        return self._objective.noise_levels
+
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with, so that a gradient in fp16 does not vanish."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=self._device)))
+
+    def gradients(self, drawn: Batch, whole: int, scale: float) -> tuple[float, float]:
+        """Leave the gradients of these pictures' part of a step's loss, times `scale`, in the parameters.
+
+        whole: how many pictures the step has. Returns the part's share of the loss and of the drift, both nan where one
+        of the two is not finite.
+        """
+        return self._room.fitted(self._tuner.batch_size, partial(self._backward, drawn, whole, scale))
+
+    def _backward(self, drawn: Batch, whole: int, scale: float, size: int) -> tuple[float, float]:
+        """In forward passes of `size` pictures. A step that failed before starts anew."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        anti_drift, loss, drift = self._tuner.anti_drift, 0.0, 0.0
+        for batch in drawn.split(size):
+            share = len(batch.texts) / whole
+            with self._checkpointing():
+                with self.accelerator.autocast():
+                    part, drifted = self._objective(batch, against_base=anti_drift > 0)
+                total = share * (part + anti_drift * drifted)
+                if not math.isfinite(total.item()):
+                    return math.nan, math.nan
+                (total * scale).backward()
+            loss += share * part.item()
+            drift += share * drifted.item()
+        return loss, drift
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Around a forward and a backward pass alone: whoever samples from this UNet next finds it as it was."""
+        if not self._tuner.gradient_checkpointing:
+            yield
+            return
+        unet = self._objective.unet
+        unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            unet.disable_gradient_checkpointing()
+
+
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class Batch:
     """latents and noise (B, C, h, w), timesteps and weights (B,), B texts; all on the CPU."""
 
     latents: torch.Tensor
@@ -196,10 +238,10 @@ class _Batch:
     weights: torch.Tensor
     texts: tuple[str, ...]
 
-    def split(self, size: int) -> Iterator[_Batch]:
+    def split(self, size: int) -> Iterator[Batch]:
         for start in range(0, len(self.texts), size):
             part = slice(start, start + size)
-            yield _Batch(
+            yield Batch(
                 self.latents[part], self.noise[part], self.timesteps[part], self.weights[part], self.texts[part]
             )
 
@@ -226,7 +268,7 @@ class _Batches:
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._order = self._epochs()
 
-    def draw(self, count: int, noise_levels: int) -> _Batch:
+    def draw(self, count: int, noise_levels: int) -> Batch:
         """The next `count` pictures of the shuffled epochs, each with its own noise, noise level and drop."""
         chosen = list(islice(self._order, count))
         latents = self._latents[chosen]
@@ -234,7 +276,7 @@ class _Batches:
         timesteps = torch.randint(noise_levels, (count,), generator=self._generator)
         dropped = torch.rand(count, generator=self._generator) < self._condition_drop
         texts = tuple("" if drop else self._winners_texts[i] for i, drop in zip(chosen, dropped.tolist(), strict=True))
-        return _Batch(latents, noise, timesteps, self._weights[chosen], texts)
+        return Batch(latents, noise, timesteps, self._weights[chosen], texts)
 
     def _epochs(self) -> Iterator[int]:
         while True:
@@ -258,7 +300,7 @@ class _Objective:
         if not self._learns_text:
             policy.embed(texts)  # cached here, in full precision: under autocast the cache would keep rounded states
 
-    def __call__(self, batch: _Batch, *, against_base: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batch: Batch, *, against_base: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and, if wanted, the mean squared difference of the prediction from the base's; else 0."""
         device = self._components.device
         latents, noise, timesteps = (part.to(device) for part in (batch.latents, batch.noise, batch.timesteps))

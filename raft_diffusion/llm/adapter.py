@@ -72,14 +72,17 @@ class TextAdapter:
     @contextlib.contextmanager
     def switched(self, on: bool) -> Iterator[None]:
         """Whether the adapter has a say in this context; contexts may be nested."""
-        layers, before = self._layers(), self.is_on
-        for layer in layers:
-            layer.enable_adapters(on)
+        before = self.is_on
+        self.switch(on)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.enable_adapters(before)
+            self.switch(before)
+
+    def switch(self, on: bool) -> None:
+        """Whether the adapter has a say from now on."""
+        for layer in self._layers():
+            layer.enable_adapters(on)
 
     def save(self, folder: Path) -> None:
         """Write peft's own two files into an existing folder; `PeftModel.from_pretrained` reads them."""

@@ -86,6 +86,9 @@ class TextLogRatio:
     arXiv:2304.06767). Exactly 0 for an adapter that has not learned yet.
     """
 
+    in_parts = True
+    """Several processes may score parts of the samples."""
+
     def __init__(self, policy: TextPolicy) -> None:
         self._policy = policy
 

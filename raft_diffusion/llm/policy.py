@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from ..core.records import Draw, Sample
 from ..core.unfinished import Shelf
+from ..crew import Crew, Stance, made
 from ..room import Room
 from ..tuning_state import digest_of
 from .adapter import ALL_LINEAR, TextAdapter
@@ -58,6 +58,7 @@ class TextPolicy:
     system: the system turn before them, with chat alone.
     progress: called with ("sample", done, total).
     shelf, an attribute: where finished batches and the state of the tuning are kept until their round is.
+    crew, an attribute: the processes that share the work, where there are several.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TextPolicy:
         self.settings = settings
         self._chat, self._system, self._progress = chat, system, progress
         self.shelf: Shelf | None = None
+        self.crew: Crew | None = None
         self._adapter: TextAdapter | None = None
         self._room = Room("sampling", noun="texts", setting="sampling.batch_size")
         self._ends = _end_ids(model, tokenizer)
@@ -184,12 +186,10 @@ class TextPolicy:
         order = sorted(range(len(draws)), key=lambda i: (len(prompts[draws[i].prompt.text]), i))
         made_of = self._made_of(settings) if self.shelf else None
         samples: dict[int, Sample] = {}
-        for start in range(0, len(order), settings.batch_size):
-            places = order[start : start + settings.batch_size]
-            batch = [draws[i] for i in places]
-            make = partial(self._sample, batch, [prompts[draw.prompt.text] for draw in batch], settings)
-            made = self.shelf.batch(batch, made_of, make) if self.shelf else make()
-            samples |= dict(zip(places, made, strict=True))
+        starts = range(0, len(order), settings.batch_size)
+        batches = [[draws[i] for i in order[start : start + settings.batch_size]] for start in starts]
+        for answers in made(batches, settings, self, shelf=self.shelf, made_of=made_of, crew=self.crew):
+            samples |= dict(zip(order[len(samples) :], answers, strict=False))
             if self._progress:
                 self._progress("sample", len(samples), len(draws))
         return [samples[i] for i in range(len(draws))]
@@ -200,8 +200,22 @@ class TextPolicy:
         model = str(getattr(self.model.config, "_name_or_path", ""))
         return [model, repr(settings), digest_of(adapter.parameters()) if adapter else "base"]
 
-    def _sample(self, batch: Sequence[Draw], rows: Sequence[tuple[int, ...]], settings: TextSettings) -> list[Sample]:
-        """One batch, sampled at once where the device has the memory for it. rows: its prompts' tokens."""
+    def stance(self) -> Stance:
+        """How the adapter stands; a helper that takes it writes as this policy does."""
+        weights = {name: value.detach().cpu() for name, value in self.trained.parameters().items()}
+        return Stance(weights=weights, on=self.trained.is_on, strength=1.0)
+
+    @torch.no_grad()
+    def take(self, stance: Stance) -> None:
+        """Stand as another process's policy of the same settings does."""
+        for name, parameter in self.trained.parameters().items():
+            parameter.copy_(stance.weights[name])
+        self.trained.switch(stance.on)
+
+    @torch.no_grad()
+    def answer(self, batch: Sequence[Draw], settings: TextSettings) -> list[Sample]:
+        """One batch, sampled at once where the device has the memory for it."""
+        rows = [self.encode(draw.prompt.text) for draw in batch]
 
         def answered(places: Sequence[int]) -> list[list[int]]:
             return self._answers([rows[i] for i in places], [batch[i].seed for i in places], settings)

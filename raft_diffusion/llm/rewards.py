@@ -22,6 +22,9 @@ class SequenceClassifier:
     Raises ValueError for a label that the model lacks, or a tokenizer without the template that "chat" needs.
     """
 
+    in_parts = True
+    """Several processes may score parts of the samples."""
+
     def __init__(
         self,
         model: Any,

@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 
 from ..core.records import Winner
+from ..crew import Crew, in_parts
 from ..room import Room
 from ..skips import Skips
 from ..tuning_state import TuningState, learned
@@ -60,8 +61,8 @@ class TextTuner:
         """
         usable = _usable(winners)
         order = _epochs(len(usable), torch.Generator("cpu").manual_seed(seed))
-        parameters = list(policy.trained.parameters().values())
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        learner = self.learner(policy, ())
+        optimizer = torch.optim.AdamW(learner.parameters, lr=self.learning_rate, weight_decay=0.0)
         state = TuningState(
             policy.shelf,
             policy.trained.parameters(),
@@ -72,16 +73,15 @@ class TextTuner:
         before, (losses, norms, left_out) = state.restore(3)
         for _ in range(before * self.batch_size * self.gradient_accumulation):
             next(order)
-        room, skips = Room("tuning on", noun="texts", setting="tuning.batch_size"), Skips.of(left_out)
+        skips = Skips.of(left_out)
         with policy.tuned():
             for step in range(before + 1, self.steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * min(1.0, step / max(1, self.warmup_steps))
                 drawn = [usable[i] for i in islice(order, self.batch_size * self.gradient_accumulation)]
-                loss = room.fitted(self.batch_size, partial(self._backward, policy, drawn, optimizer))
-                norm = loss
+                loss = norm = self._gradients(policy.crew, learner, drawn)
                 if math.isfinite(loss):
-                    norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+                    norm = torch.nn.utils.clip_grad_norm_(learner.parameters, self.max_grad_norm).item()
                 if math.isfinite(norm):
                     losses.append(loss)
                     norms.append(norm)
@@ -94,14 +94,39 @@ class TextTuner:
         skipped = skips.figures(self.steps)
         return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), **skipped}
 
-    def _backward(
-        self, policy: TextPolicy, drawn: Sequence[Winner], optimizer: torch.optim.Optimizer, size: int
-    ) -> float:
-        """The gradients of one step's loss in forward passes of `size` completions, and that loss; nan where a part of
-        it is not finite. A step that failed before starts anew."""
-        optimizer.zero_grad()
+    def learner(self, policy: TextPolicy, _: object) -> Learner:
+        """What computes the gradients of completions, in any process of a run."""
+        return Learner(self, policy)
+
+    def _gradients(self, crew: Crew | None, learner: Learner, drawn: Sequence[Winner]) -> float:
+        """The gradients of one step's loss, and that loss; nan where a part of it is not finite."""
         tokens = sum(len(winner.sample.data.ids) for winner in drawn)
-        total = 0.0
+        if crew is None:
+            return learner.gradients(drawn, tokens, 1.0)[0]
+        how = replace(self, progress=None), (), tokens, 1.0
+        return sum(loss for (loss,) in crew.gradients(in_parts(drawn, crew.size), how, learner.parameters))
+
+
+class Learner:
+    """Forward and backward passes of a tuning, as large as the device has memory for. parameters: those that learn."""
+
+    def __init__(self, tuner: TextTuner, policy: TextPolicy) -> None:
+        self._tuner, self._policy = tuner, policy
+        self.parameters = list(policy.trained.parameters().values())
+        self._room = Room("tuning on", noun="texts", setting="tuning.batch_size")
+
+    def gradients(self, drawn: Sequence[Winner], tokens: int, scale: float) -> tuple[float]:
+        """Leave the gradients of these completions' part of a step's loss, times `scale`, in the parameters.
+
+        tokens: of the completions of the whole step. Returns the part's share of the loss; nan where it is not finite.
+        """
+        return (self._room.fitted(self._tuner.batch_size, partial(self._backward, drawn, tokens, scale)),)
+
+    def _backward(self, drawn: Sequence[Winner], tokens: int, scale: float, size: int) -> float:
+        """In forward passes of `size` completions. A step that failed before starts anew."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        policy, total = self._policy, 0.0
         for start in range(0, len(drawn), size):
             part = drawn[start : start + size]
             told, _ = log_probs(policy.model, [winner.sample.data for winner in part], pad=policy.pad)
@@ -109,7 +134,7 @@ class TextTuner:
             loss = -(told.sum(dim=1) * weights).sum() / tokens
             if not math.isfinite(loss.item()):
                 return math.nan
-            loss.backward()
+            (loss * scale).backward()
             total += loss.item()
         return total
 

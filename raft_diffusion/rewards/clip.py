@@ -40,6 +40,9 @@ class ClipTower:
     prefix: put before every score's name, such as "held_out." for a tower that never ranks.
     """
 
+    in_parts = True
+    """Several processes may score parts of the samples."""
+
     def __init__(
         self,
         model: Any,

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import raft_diffusion as rd
-from raft_diffusion.runs import finish_run
+from raft_diffusion.training import finish_run
 
 STUDENT = ("model=pocket-reviews-small",)
 ROWS: dict[str, tuple[str, ...]] = {

@@ -31,7 +31,7 @@ guidance_scale = 1.0
 samples_per_prompt = 2
 batch_size = 2
 [rewards]
-weights = {{ compressibility = 1.0 }}
+weights = {{ text_image = 1.0 }}
 [selection]
 replay = {replay}
 [tuning]

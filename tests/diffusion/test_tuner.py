@@ -327,7 +327,7 @@ def test_half_precision_weights_are_tuned_with_a_scaled_loss(monkeypatch, dtype,
     given = {}
     monkeypatch.setattr("raft_diffusion.diffusion.tuner.Accelerator", lambda **options: given.update(options))
     components = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
-    DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-3, mixed_precision=asked)._accelerator(components)
+    DiffusionTuner(steps=1, batch_size=1, learning_rate=1e-3, mixed_precision=asked).accelerator(components)
     assert (given["mixed_precision"], given["cpu"]) == (used, False)
 
 
