@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -106,7 +107,7 @@ def _enough(pictures: Mapping[str, Sequence[Path]], prompt: Prompt, wanted: int,
 
 
 def folder_of(source: str) -> Path:
-    return Path(source.removeprefix(FOLDER)).expanduser()
+    return Path(os.path.expanduser(source.removeprefix(FOLDER)))
 
 
 def shared_out(draws: Iterable[Draw], config: Config, index: int) -> list[Draw]:
@@ -232,7 +233,11 @@ def _from_folder(folder: Path, outside: Any, progress: Progress | None) -> Gener
 
 
 def _from_function(
-    name: str, outside: Any, batch_size: int, progress: Progress | None, shelf: Callable[[], Shelf | None] = lambda: None
+    name: str,
+    outside: Any,
+    batch_size: int,
+    progress: Progress | None,
+    shelf: Callable[[], Shelf | None] = lambda: None,
 ) -> Generate:
     """The user's own program as a source: any function (prompts, seeds) -> pictures. shelf: where its finished batches
     are kept at the moment."""

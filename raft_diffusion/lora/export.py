@@ -84,7 +84,7 @@ def plan_export(
         if value not in known:
             near = difflib.get_close_matches(value, known, n=1)
             raise ValueError(f"unknown {what} {value!r}: use {' or '.join(near or known)}")
-    if not (run / "config.toml").is_file():
+    if not os.path.isfile(run / "config.toml"):
         raise ValueError(f"{run} holds no config.toml: give the folder of a run that `train` or `demo` has made")
     config = Config.load(run / "config.toml")
     is_pocket = config.model == POCKET
@@ -292,10 +292,10 @@ def _check_name(target: Path) -> None:
 def _check_place(export: Export, *, force: bool) -> None:
     """Refuse what is taken, and a name that hides whose LoRA it is."""
     target = export.target
-    if not target.parent.is_dir() and target.parent != export.run / "export":
+    if not os.path.isdir(target.parent) and target.parent != export.run / "export":
         raise ValueError(f"--out {target}: there is no folder {target.parent}; make it, or name another")
     for path in export.files:
-        if path.exists() and not (force and path.is_file()):
+        if os.path.exists(path) and not (force and os.path.isfile(path)):
             raise ValueError(f"{path} is there already: give --force to replace it, or another name with --out")
     if export.is_pocket and export.format == "kohya" and not target.stem.startswith(f"{POCKET}-"):
         better = f"{POCKET}-{target.stem.removeprefix(POCKET).lstrip('-')}.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def prediction(header: Header, path: Path) -> tuple[str, bool]:
 
 
 def _yaml_params(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     import yaml
 
