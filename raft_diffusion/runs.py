@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -14,6 +13,7 @@ from .checks import ranks_by_person
 from .commands.options import file_of
 from .core.choices import HUMAN, select_chosen
 from .core.config import Config
+from .core.evaluated import read_evaluation
 from .core.guard import Look, Verdict, curve
 from .core.lock import RunLock
 from .core.looks import forget_ending, read_ending, read_look
@@ -278,9 +278,8 @@ def finish_run(config: AnyConfig, root: Path, console: Console) -> dict[str, Any
     make = modality_of(config)
     make.check(config)
     before = RunFolder.check(root, config=config, may_change=make.MAY_CHANGE)
-    evaluation = root / "evaluation" / "evaluation.json"
     settled = is_finished(config, before, root) and _keeps_the_right_round(config, before, root)
-    if not settled or not _is_evaluated(evaluation, config):
+    if not settled or not _is_evaluated(root, config):
         for line in make.outlook(config):
             console.print(clean(line), soft_wrap=True)
         index = overruled(root, best=config.selection.best)
@@ -293,7 +292,8 @@ def finish_run(config: AnyConfig, root: Path, console: Console) -> dict[str, Any
     else:
         console.print(f"this run is finished: {before} rounds", highlight=False)
     tell_ending(console, root)
-    result = json.loads(evaluation.read_text(encoding="utf-8"))
+    result = read_evaluation(root)
+    assert result is not None
     make.show_evaluation(console, result)
     page = write_report(root)
     places = {"report": page, "pictures": root / "before_after.png", "LoRA": root / "lora", "rounds": root / "rounds"}
@@ -405,6 +405,10 @@ def other_evaluation(root: Path, lora: Path) -> Path:
     return root / "evaluations" / lora_name(lora)
 
 
-def _is_evaluated(path: Path, config: AnyConfig) -> bool:
-    """Whether the evaluation there, if any, is the one that the configuration asks for."""
-    return path.is_file() and modality_of(config).is_evaluated(config, json.loads(path.read_text(encoding="utf-8")))
+def _is_evaluated(root: Path, config: AnyConfig) -> bool:
+    """Whether the evaluation there, if any, is the one that the configuration asks for. A damaged one is made again."""
+    try:
+        result = read_evaluation(root)
+    except ValueError:
+        return False
+    return result is not None and modality_of(config).is_evaluated(config, result)

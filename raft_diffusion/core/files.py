@@ -105,8 +105,12 @@ def advice_on(error: OSError) -> str:
 
 def inside(folder: Path, name: Any) -> Path | None:
     """`folder / name`, or None when `name` is more than a plain file name or a link leads out of the folder."""
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name):
-        return None
+    plain = isinstance(name, str) and re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name)
+    return within(folder, name) if plain else None
+
+
+def within(folder: Path, name: str) -> Path | None:
+    """`folder / name`, or None when that leads out of the folder, by its words or by a link."""
     try:
         path = Path(os.path.realpath(folder / name))
     except ValueError:  # characters that no file system knows

@@ -282,7 +282,7 @@ def run_evaluation(config: TextConfig, policy: TextPolicy, rewards: Sequence[Rew
 
 def is_evaluated(config: TextConfig, result: Mapping[str, Any]) -> bool:
     """Whether this evaluation is the one that the settings ask for."""
-    return result["asked"] == config.evaluation.model_dump()
+    return result.get("asked") == config.evaluation.model_dump()
 
 
 def show_evaluation(console: Any, result: dict[str, Any]) -> None:

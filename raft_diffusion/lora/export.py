@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.config import Config
+from ..core.evaluated import read_evaluation
 from ..sd15.modules import text_encoder_modules, unet_modules
 from .card import has_preview, model_card, preview, sidecar, thumbnail
 from .file import METADATA, find_lora, read_lora
@@ -29,7 +30,7 @@ from .kohya import (
     to_kohya,
     with_hashes,
 )
-from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, read_evaluation, result_round
+from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, result_round
 from .tensors import DTYPES, write_tensors
 
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ SECONDS = 30
 """That one example may take on a busy machine before it counts as a hang."""
 WORST = (
     "\n", "a\nb\r\nc", "\x1b[31mred\x1b[0m", "\u202egpj.exe", "\u2066left\u2069", "\x85", "\u2028", "\x7f", "\ufeff",
-    "<script>alert(1)</script>", "[bold]x[/bold]", "[/nothing]", "{{ 7 * 7 }}", "{}", "%s%n", "$(id)", "'\"\\", "|", "`",
-    "größe", "日本語", "😀", "e\u0301", "\U0010ffff", "\udcff", "a" * 10_000, "😀" * 10_000, " ", "\t", "", ".", "..", "/",
-    "~", "~nobody/x", "../../etc/passwd", "//", "-", "--", "none", "null", "true", "nan", "inf", "-1", "0", "1e400",
+    "<script>alert(1)</script>", "[bold]x[/bold]", "[/nothing]", "{{ 7 * 7 }}", "{}", "%s%n", "$(id)", "'\"\\", "|",
+    "`", "größe", "日本語", "😀", "e\u0301", "\U0010ffff", "\udcff", "a" * 10_000, "😀" * 10_000, " ", "\t", "", ".",
+    "..", "/", "~", "~nobody/x", "../../etc/passwd", "//", "-", "--", "none", "null", "true", "nan", "inf", "-1", "0",
+    "1e400",
 )  # fmt: skip
 NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 8, 9, 64, 255, 1000, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30),
@@ -95,9 +96,14 @@ def check_sentence(error: BaseException, sentence: str) -> None:
     assert any(line.startswith("raise ") for line in lines), f"{code.co_filename}:{place.tb_lineno}: {error!r}"
 
 
-def command(arguments: list[str]) -> str:
-    """How this command line ends: "accepted" (before the work), "finished", "refused" or "usage". Anything else is a
-    fault and raises."""
+def check_shown(text: str) -> None:
+    """Nothing that drives a terminal, or that lets words be read in another order than they stand in."""
+    assert not (found := {c for c in text if c != "\n" and not c.isprintable()}), ascii(found)
+
+
+def command(arguments: list[str]) -> tuple[str, str]:
+    """How this command line ends: "accepted" (before the work), "finished", "refused" or "usage"; and its sentence.
+    Anything else is a fault and raises."""
     told = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", write_through=True)
     shown = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", write_through=True)
     seen: list[Exception] = []
@@ -124,20 +130,23 @@ def command(arguments: list[str]) -> str:
             cli.main()
             code = 0
         except Reached:
-            return "accepted"
+            return "accepted", ""
         except SystemExit as stop:
             code = stop.code or 0
     if code in (0, 1) and not seen:
-        return "finished"
+        check_shown(shown.buffer.getvalue().decode() + told.buffer.getvalue().decode())
+        return "finished", ""
     assert code == 2, (code, seen)
     text = told.buffer.getvalue().decode()
     assert "Traceback" not in text, text
     if not isinstance(seen[0], ValueError | OSError):  # the parser's own, which says how it is used
-        return "usage"
+        return "usage", ""
     lines = [line for line in text.split("\n")[:-1] if not line.startswith("note: ")]
-    assert len(lines) == 1 and lines[0].startswith("raft-diffusion: "), text
-    check_sentence(seen[0], lines[0].removeprefix("raft-diffusion: "))
-    return "refused"
+    *before, sentence = lines  # with --json - people read here what the command does
+    assert sentence.startswith("raft-diffusion: "), text
+    assert not any(line.startswith("raft-diffusion: ") for line in before), text
+    check_sentence(seen[0], sentence.removeprefix("raft-diffusion: "))
+    return "refused", sentence
 
 
 def contents(folder: Path) -> dict[str, bytes]:

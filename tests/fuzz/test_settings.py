@@ -64,7 +64,10 @@ def typed(annotation: Any) -> st.SearchStrategy[Any]:
         return st.lists(typed(get_args(annotation)[0]), max_size=4)
     if get_origin(annotation) is dict:
         return st.dictionaries(FUZZ.words, typed(get_args(annotation)[1]), max_size=3)
-    plain = {bool: st.booleans(), int: st.integers(-1, 12) | st.sampled_from((16, 32, 64, 512, 4096, 10_000, 1_000_000))}
+    plain = {
+        bool: st.booleans(),
+        int: st.integers(-1, 12) | st.sampled_from((16, 32, 64, 512, 4096, 10_000, 1_000_000)),
+    }
     plain |= {float: st.floats(0, 1) | st.floats(-1, 100), str: FUZZ.words}
     if annotation in plain:
         return plain[annotation] | FUZZ.numbers.filter(lambda n: annotation is float or type(n) is annotation)
@@ -103,7 +106,7 @@ def jobs_and_changes(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
 
 
 def outcome(source: str, texts: list[str]) -> str:
-    """What `plan` makes of it. What it takes must be a run's settings: they are written into its folder and read back."""
+    """What `plan` makes of it. What it takes is written into a run's folder and read back, so it must come back."""
     with warnings.catch_warnings(), FUZZ.limited():
         warnings.simplefilter("ignore")  # notes for a person
         try:
