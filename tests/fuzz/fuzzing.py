@@ -107,7 +107,7 @@ def command(arguments: list[str]) -> tuple[str, str]:
     told = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", write_through=True)
     shown = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", write_through=True)
     seen: list[Exception] = []
-    app = cli.app
+    app, on_term = cli.app, signal.getsignal(signal.SIGTERM)
 
     def recorded(**options: Any) -> Any:
         try:
@@ -133,6 +133,8 @@ def command(arguments: list[str]) -> tuple[str, str]:
             return "accepted", ""
         except SystemExit as stop:
             code = stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, on_term)
     if code in (0, 1) and not seen:
         check_shown(shown.buffer.getvalue().decode() + told.buffer.getvalue().decode())
         return "finished", ""

@@ -26,7 +26,7 @@ from raft_diffusion.review import server
 from raft_diffusion.review.desk import Desk
 
 FUZZ = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fuzzing.py"))))
-QUICK, WHOLE = 60, 500
+QUICK, WHOLE = 40, 500
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 LORA = "pytorch_lora_weights.safetensors"
 ROUND = "run/rounds/001"
@@ -297,6 +297,7 @@ def test_any_damage(here, pristine, policy, base):
     check_files(FUZZ.Ends(), QUICK, here, pristine, policy, base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reader"), READINGS)
 def test_a_whole_file_is_read(here, pristine, policy, base, name, reader):
     assert outcome(name, reader, lambda text, _: text, here, pristine, policy, base) in ("finished", "accepted")
