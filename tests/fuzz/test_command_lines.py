@@ -90,10 +90,10 @@ half = st.just("half\udcff")
 def given_to(draw: st.DrawFn, parameter: Any) -> str:
     """A value for an option or argument, mostly one that it may have."""
     name = parameter.name or ""
-    number = in_range if name in WHOLE_NUMBERS else shares if name in SHARES else None
-    if draw(st.integers(0, 9)):
-        return draw(number or st.sampled_from(GOOD.get(name, PLACES)))
-    return draw(st.one_of(no_number | st.floats().map(str) if number else st.sampled_from(PLACES), typable, half))
+    good, bad = st.sampled_from(GOOD.get(name, PLACES)), st.sampled_from(PLACES)
+    if name in WHOLE_NUMBERS + SHARES:
+        good, bad = in_range if name in WHOLE_NUMBERS else shares, no_number | st.floats().map(str)
+    return draw(good if draw(st.integers(0, 9)) else st.one_of(bad, typable, half))
 
 
 @st.composite
