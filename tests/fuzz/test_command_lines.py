@@ -173,6 +173,7 @@ def no_work() -> Iterator[None]:
         for module, name in (
             *((runs, "run_rounds"), (assemble, "prepare"), (text_assemble, "prepare"), (measure, "measure")),
             (socket.socket, "connect"),
+            (socket, "getaddrinfo"),
         ):
             patch.setattr(module, name, stop_here)
         patch.setattr(server, "ReviewServer", NoServer)
