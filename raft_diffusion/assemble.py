@@ -324,10 +324,11 @@ def run_evaluation(config: Config, policy: Any, rewards: Sequence[Reward], folde
 
 def is_evaluated(config: Config, result: Mapping[str, Any]) -> bool:
     """Whether this evaluation is the one that the configuration asks for."""
-    settings = result["settings"]
+    settings = result.get("settings", {})
     strength = settings.get("lora_scale", 1.0)  # an older version knew no other
     wanted = config.evaluation.model_dump(exclude={"best_of"} if ranks_by_person(config.rewards.weights) else None)
-    return strength == config.sampling.lora_scale and all(settings[key] == value for key, value in wanted.items())
+    same = all(settings.get(key) == value for key, value in wanted.items())
+    return same and strength == config.sampling.lora_scale and "best_of" in settings
 
 
 def show_evaluation(console: Any, result: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ The LoRA that each run keeps is measured as the first run's user samples.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ def check_runs(config: Config, root: Path, others: Sequence[Path]) -> dict[str, 
     """The runs by name, the one in `root` first. Raises ValueError where one cannot be compared with it."""
     runs: dict[str, tuple[Path, Config]] = {}
     for folder in (root, *others):
-        if not (folder / "lora" / FILE_NAME).is_file():
+        if not os.path.isfile(folder / "lora" / FILE_NAME):
             raise ValueError(f"{folder} holds no finished run; train it first, or leave it out")
         other = Config.load(folder / "config.toml")
         if other.model != config.model:

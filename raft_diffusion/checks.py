@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def _check_guard(name: str | None, rewards: Rewards) -> None:
 
 
 def check_tower(name: str) -> None:
-    if name in TOWERS or ":" in name or Path(name).is_dir():
+    if name in TOWERS or ":" in name or os.path.isdir(name):
         return
     near = difflib.get_close_matches(name, TOWERS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -143,7 +144,7 @@ def check_model_here(name: str, *, revision: str | None = None, variant: str | N
     downloaded before the work begins. Raises ValueError."""
     from .sd15.source import check_model, resolve_model
 
-    if Path(resolve_model(name)).exists():
+    if os.path.exists(Path(resolve_model(name))):
         check_model(name, revision=revision, variant=variant)
 
 
@@ -154,5 +155,5 @@ def check_heads(scorer: str, names: Sequence[str], sources: Mapping[str, str]) -
 
     for name in names:
         carried = name == "aesthetic" and scorer in TOWERS
-        if name in AESTHETICS and name not in sources and not carried and not Path(scorer).is_dir():
+        if name in AESTHETICS and name not in sources and not carried and not os.path.isdir(scorer):
             published(name, scorer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 
@@ -23,6 +24,7 @@ from .commands.score import score
 from .commands.train import train
 from .commands.watch import watch
 from .core.files import advice_on
+from .core.toml import one_line
 from .crew import is_helper
 from .stopping import end_as_by_ctrl_c
 
@@ -54,7 +56,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (ValueError, OSError) as error:
-        _say(f"raft-diffusion: {advice_on(error) if isinstance(error, OSError) else error}")
+        _say(f"raft-diffusion: {_shown(advice_on(error) if isinstance(error, OSError) else str(error))}")
         sys.exit(2)
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of the command-line parser
@@ -71,13 +73,18 @@ def main() -> None:
 
 def _note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """A warning as one line for a person, without the place in the code that gave it."""
-    _say(f"note: {message}")
+    _say(f"note: {_shown(str(message))}")
 
 
 def _say(words: str) -> None:
     """On stderr. What a helper would say, the first process of its run says."""
     if not is_helper():
         print(words, file=sys.stderr)
+
+
+def _shown(sentence: str) -> str:
+    """On one line whatever names and prompts it holds, with a word of thousands of characters cut short."""
+    return re.sub(r"\S{1000,}", lambda word: f"{word[0][:60]}... ({len(word[0])} characters)", one_line(sentence))
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def check_weights(folder: Path) -> Check:
     wrong = []
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             wrong.append(f"{name} is missing")
         elif hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
             wrong.append(f"{name} is damaged")
@@ -235,7 +235,7 @@ def hub_folder(environment: Mapping[str, str], home: Path) -> Path:
     """Where the hub's own library keeps what it downloads."""
     caches = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     base = Path(environment.get("HF_HOME") or caches / "huggingface")
-    return Path(environment.get("HF_HUB_CACHE") or base / "hub").expanduser()
+    return Path(os.path.expanduser(environment.get("HF_HUB_CACHE") or base / "hub"))
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:
@@ -289,13 +289,13 @@ def check_the_model(model: str, cache: Path, *, offline: bool, ask: Ask | None) 
     try:
         source = resolve_model(model)
         path = Path(source)
-        if path.exists():
+        if os.path.exists(path):
             check_model(model)
     except ValueError as error:
         return Check(what="model", found=f"{model} cannot be used", verdict="missing", advice=str(error))
-    if path.is_file():
+    if os.path.isfile(path):
         return Check(what="model", found=f"{path}, a checkpoint of {size(path.stat().st_size)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         return Check(what="model", found=f"{path}, a folder" if model != "pocket" else "the carried one")
     place = find_snapshot(cache, source, [(part, "*.safetensors") for part in PARTS])
     item = Item(name=source, place=place, url=hub_url(f"{source}/resolve/main/model_index.json"), bytes=model_bytes())
@@ -330,7 +330,7 @@ def check_heads(heads: Sequence[Head], *, offline: bool, ask: Ask | None) -> Che
 
 
 def _is_whole(head: Head) -> bool:
-    return head.path.is_file() and hashlib.sha256(head.path.read_bytes()).hexdigest() == head.sha256
+    return os.path.isfile(head.path) and hashlib.sha256(head.path.read_bytes()).hexdigest() == head.sha256
 
 
 def check_items(what: str, items: Sequence[Item], *, offline: bool, ask: Ask | None, instead: str) -> Check:

@@ -73,9 +73,9 @@ def captioned(folder: Path) -> dict[str, list[Path]]:
     below it. One whose prompt no file beside it says fits two: that of its infotext, and the name of its folder below.
     Raises ValueError as `read_gallery`, but for pictures that are broken behind their first bytes.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"there is no folder of pictures {folder}; give the path of one")
-    below = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    below = [entry for entry in folder.iterdir() if os.path.isdir(entry) and not entry.name.startswith(".")]
     found: dict[str, list[Path]] = {}
     captions: dict[Path, dict[str, str]] = {}
     for place in (folder, *sorted(below, key=lambda entry: _as_people_count(entry.name))):
@@ -118,11 +118,11 @@ def _with_files(sentence: str, samples: Sequence[Sample]) -> str:
 def _pictures(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}  # by its place on the disk: a file may be named beside its folder
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             here = _pictures_in(path)
             if not here:
                 raise ValueError(f"the folder {path} holds no picture; they end in {', '.join(SUFFIXES)}")
-        elif not path.exists():
+        elif not os.path.exists(path):
             raise ValueError(f"there is no picture or folder {path}; give the path of one")
         elif not _is_picture(path):
             raise ValueError(f"{path} is no picture that can be read here; they end in {', '.join(SUFFIXES)}")
@@ -139,7 +139,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and os.path.isfile(path)
 
 
 def _is_aside(name: str) -> bool:
@@ -190,7 +190,7 @@ def _words_beside(path: Path, captions: dict[Path, dict[str, str]], top: Path) -
 
 def _read_metadata(path: Path) -> dict[str, str]:
     """file_name -> prompt, of the imagefolder layout. A row may name a picture that is no longer there."""
-    if not path.exists():
+    if not os.path.exists(path):
         return {}
     captions: dict[str, str] = {}
     lines = read_text(path, what="metadata file", advice="mend or delete it").split("\n")
@@ -231,7 +231,7 @@ def _stays(name: str, folder: Path) -> bool:
 
 def _read_caption(path: Path) -> str | None:
     """The first line that says something; a WebUI may have written its whole infotext there."""
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     text = read_text(path, what="caption file", advice="mend or delete it")
     infotext = parse_infotext(text)

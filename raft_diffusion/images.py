@@ -40,6 +40,16 @@ def read_header(path: Path) -> Image.Image:
         return image
 
 
+def read_own(path: Path) -> Image.Image:
+    """A picture that a run made, of whatever size, as RGB. Raises ValueError, naming the file, for a broken one."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # each decoder has errors of its own
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"the picture {path} is broken ({why}); put it back from a copy of the run") from None
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file, its header checked; whatever goes wrong with it is told in one sentence."""

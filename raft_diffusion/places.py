@@ -66,7 +66,7 @@ def _absolute(value: str, folder: Path) -> str:
     if value in NAMES or not value:
         return value
     try:
-        path = folder / Path(value).expanduser()
-        return os.path.abspath(path) if path.exists() else value  # a link keeps the name that its owner gave it
+        path = folder / Path(os.path.expanduser(value))
+        return os.path.abspath(path) if os.path.exists(path) else value  # a link keeps the name that its owner gave it
     except (OSError, RuntimeError, ValueError):  # no name that a file could have, or no such user's home
         return value

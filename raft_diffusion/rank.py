@@ -81,12 +81,12 @@ def competitors(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 def refuse_occupied(folder: Path) -> None:
     """Raises ValueError where winners cannot be written: the folder must be new, or empty, and writable."""
-    if folder.is_dir() and any(folder.iterdir()):
+    if os.path.isdir(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new or an empty folder for the winners")
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"{folder} is a file; give a new or an empty folder for the winners")
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK):
         raise ValueError(f"the folder {folder} cannot be made in {there}; give another one for the winners")
 
 
@@ -98,14 +98,14 @@ def write_winners(folder: Path, winners: Sequence[tuple[str, Path, Winner]]) -> 
     A failure half-way leaves the folder as it was. Raises ValueError as `refuse_occupied` does, and for a lost file.
     """
     refuse_occupied(folder)
-    fresh = not folder.exists()
+    fresh = not os.path.exists(folder)
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     lines = []
     try:
         for prefix, source, winner in winners:
             name = _free_name(f"{prefix}{source.name}", taken)
-            if not source.is_file():
+            if not os.path.isfile(source):
                 raise ValueError(f"the picture {source} of a winner is gone; put it back, or leave out --out")
             shutil.copyfile(source, folder / name)
             text = winner.sample.prompt.text

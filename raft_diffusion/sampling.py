@@ -106,7 +106,7 @@ def make_order(
 
 
 def _config_of(run: Path) -> Config:
-    if not (run / "config.toml").is_file():
+    if not os.path.isfile(run / "config.toml"):
         raise ValueError(f"{run} holds no config.toml, so it is no run; give the folder that `train` or `demo` wrote")
     return Config.load(run / "config.toml")
 
@@ -141,15 +141,15 @@ def check(order: Order, folder: Path) -> None:
         if pixels % factor:
             near = max(factor, round(pixels / factor) * factor)
             raise ValueError(f"--{name} is {pixels}; this model needs a multiple of {factor}, such as {near}")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
         raise ValueError(f"--out {folder}: {parent} is no folder that can be written to; give another one")
 
 
 def _vae_factor(model: str) -> int:
     """How many pixels a latent cell spans, from a model folder's own words; 1, which refuses nothing, if unknown."""
-    folder = CARRIED if model == POCKET else Path(model).expanduser()
-    if folder.is_file():
+    folder = CARRIED if model == POCKET else Path(os.path.expanduser(model))
+    if os.path.isfile(folder):
         return 8  # a checkpoint is a Stable Diffusion 1.x, or is refused
     try:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -106,7 +107,7 @@ def _enough(pictures: Mapping[str, Sequence[Path]], prompt: Prompt, wanted: int,
 
 
 def folder_of(source: str) -> Path:
-    return Path(source.removeprefix(FOLDER)).expanduser()
+    return Path(os.path.expanduser(source.removeprefix(FOLDER)))
 
 
 def shared_out(draws: Iterable[Draw], config: Config, index: int) -> list[Draw]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.options import file_of
 from .core.config import Config
-from .core.lock import RunLock
+from .core.evaluated import read_evaluation
 from .core.looks import read_ending
 from .core.overrule import overruled, what_follows
 from .core.store import RunFolder, complete_rounds, read_metrics
@@ -37,9 +36,8 @@ def _finish(config: AnyConfig, root: Path, console: Console, crew: Crew | None) 
     make = modality_of(config)
     make.check(config)
     before = RunFolder.check(root, config=config, may_change=make.MAY_CHANGE)
-    evaluation = root / "evaluation" / "evaluation.json"
     settled = is_finished(config, before, root) and _keeps_the_right_round(config, before, root)
-    if not settled or not _is_evaluated(evaluation, config):
+    if not settled or not _is_evaluated(root, config):
         for line in make.outlook(config):
             console.print(clean(line), soft_wrap=True)
         index = overruled(root, best=config.selection.best)
@@ -52,7 +50,8 @@ def _finish(config: AnyConfig, root: Path, console: Console, crew: Crew | None) 
     else:
         console.print(f"this run is finished: {before} rounds", highlight=False)
     tell_ending(console, root)
-    result = json.loads(evaluation.read_text(encoding="utf-8"))
+    result = read_evaluation(root)
+    assert result is not None
     make.show_evaluation(console, result)
     page = write_report(root)
     places = {"report": page, "pictures": root / "before_after.png", "LoRA": root / "lora", "rounds": root / "rounds"}
@@ -139,7 +138,6 @@ def evaluate_run(
     else:
         assert isinstance(config, Config)
         config = config.with_overrides(["sampling.lora_scale=1.0"])  # the run's is that of its own LoRA
-    _lock = RunLock.take(root)
     table, stop = LiveTable(console, rounds=config.rounds, ranking="", held_out=None), Stop()
     unfinished = Unfinished(root, packer=make.make_codec(), identity=identity_of(config))
     with console.status("loading the model"):
@@ -178,6 +176,10 @@ def other_evaluation(root: Path, lora: Path) -> Path:
     return root / "evaluations" / lora_name(lora)
 
 
-def _is_evaluated(path: Path, config: AnyConfig) -> bool:
-    """Whether the evaluation there, if any, is the one that the configuration asks for."""
-    return path.is_file() and modality_of(config).is_evaluated(config, json.loads(path.read_text(encoding="utf-8")))
+def _is_evaluated(root: Path, config: AnyConfig) -> bool:
+    """Whether the evaluation there, if any, is the one that the configuration asks for. A damaged one is made again."""
+    try:
+        result = read_evaluation(root)
+    except ValueError:
+        return False
+    return result is not None and modality_of(config).is_evaluated(config, result)

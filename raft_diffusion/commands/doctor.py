@@ -56,15 +56,17 @@ def show(console: Console, checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..terminal import clean
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("what", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("found", overflow="fold")
     for check in checks:
-        table.add_row(check.what, Text(check.verdict, style=STYLES[check.verdict]), Text(check.found))
+        table.add_row(check.what, Text(check.verdict, style=STYLES[check.verdict]), clean(check.found))
     console.print(table)
     for check in checks:
         if check.advice:
-            console.print(Text(f"{check.what}: {check.advice}"), soft_wrap=True)
+            console.print(clean(f"{check.what}: {check.advice}"), soft_wrap=True)
     if all(check.verdict == "ok" for check in checks):
         console.print("All is well. Next: raft-diffusion demo", highlight=False)

@@ -12,6 +12,7 @@ import typer
 from ..core.config import Config
 from ..core.lock import RunLock
 from ..llm.config import TextConfig
+from ..modality import AnyConfig, modality_of
 from .options import Json, Lora, Run, Threads, collected, file_of, make_console
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def evaluate(
     counts = parse_steps(steps)
     with collected(json_file) as numbers:
         console = make_console(json_file)
+        _check_there(config, run, lora, each_round, beside or [])
+        _lock = RunLock.take(run)
         if each_round and isinstance(config, Config):
             numbers.update(_each_round(config, run, console, counts, pairs, threads))
         elif beside and isinstance(config, Config):
@@ -97,14 +100,25 @@ def parse_steps(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _check_there(config: AnyConfig, run: Path, lora: Path | None, each_round: bool, beside: list[Path]) -> None:
+    """Refuse what cannot be measured, before the lock leaves a file in its folder and torch is loaded."""
+    from ..beside import check_runs
+    from ..compare import rounds_of
+
+    if each_round:
+        rounds_of(run, None)
+    elif beside and isinstance(config, Config):
+        check_runs(config, run, beside)
+    elif lora is None:
+        file_of(run, f"lora/{modality_of(config).ADAPTER}")
+
+
 def _each_round(
     config: Config, run: Path, console: Console, steps: list[int], pairs: int | None, threads: int | None
 ) -> dict[str, Any]:
-    from ..compare import compare_rounds, rounds_of
+    from ..compare import compare_rounds
     from ..report import write_report
 
-    rounds_of(run, None)  # before torch is loaded
-    _lock = RunLock.take(run)
     with _measuring(config, console, threads, "rounds") as progress:
         result = compare_rounds(config, run, steps=steps, pairs=pairs, progress=progress)
     for count, found in result["steps"].items():
@@ -122,8 +136,7 @@ def _beside(
     from ..report import write_report
     from ..terminal import clean
 
-    first, *rest = check_runs(config, run, others)  # before torch is loaded
-    _lock = RunLock.take(run)
+    first, *rest = check_runs(config, run, others)
     with _measuring(config, console, threads, "runs") as progress:
         result = compare_runs(config, run, others, pairs=pairs, progress=progress)
     console.print(table(result["rows"], title="the LoRA that each run keeps, on the same draws"))

@@ -74,7 +74,9 @@ def make_console(json_file: str | None = None) -> Console:
 
 def check_writable(path: Path | None, *, option: str) -> None:
     """Refuse a file that cannot be written, before the work that fills it."""
-    if path is not None and ((path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK)):
+    if path is not None and (
+        (os.path.exists(path) and not os.path.isfile(path)) or not os.access(path.parent, os.W_OK)
+    ):
         raise ValueError(f"{option} {path}: cannot write there; name a file in a folder that exists")
 
 
@@ -94,6 +96,6 @@ def collected(target: str | None) -> Iterator[dict[str, Any]]:
 def file_of(run: Path, name: str) -> Path:
     """RUN/name, which must be there."""
     path = run / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{run} holds no {name}: give the folder of a run that `train` or `demo` has finished")
     return path

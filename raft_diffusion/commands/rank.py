@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,12 +64,12 @@ def rank(
 
     given = _parse_weights(weights or [])
     console = make_console(json_file)
-    if not target.is_dir():
+    if not os.path.isdir(target):
         raise ValueError(f"{target} is no folder; give a run, or a folder of pictures")
     if out is not None:
         refuse_occupied(out)
     with collected(json_file) as numbers:
-        if (target / "config.toml").is_file():
+        if os.path.isfile(target / "config.toml"):
             _refuse_scoring(target, {"--reward": rewards, "--prompt": prompt, "--source": sources})
             numbers.update(_rank_run(target, _run_select(target, given, method, best), out, console))
         else:

@@ -26,7 +26,8 @@ def read_text(path: Path, *, what: str, advice: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"the {what} {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        problem = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
+        # not path.is_dir(): it raises for a name that is too long for one, as all of Path's questions do
+        problem = "is a folder" if os.path.isdir(path) else f"cannot be read ({error.strerror})"
         raise ValueError(f"the {what} {path} {problem}; {advice}") from None
 
 
@@ -97,13 +98,19 @@ def advice_on(error: OSError) -> str:
         return f"{path} is closed to you; give yourself the right to write there, {GO_ON}"
     if error.errno == errno.EIO:
         return f"the disk{where} failed (input/output error); check it or its cable, {GO_ON}"
+    if error.filename and error.strerror:
+        return f"{path} cannot be used ({error.strerror.lower()}); give another file or folder"
     return str(error)
 
 
 def inside(folder: Path, name: Any) -> Path | None:
     """`folder / name`, or None when `name` is more than a plain file name or a link leads out of the folder."""
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name):
-        return None
+    plain = isinstance(name, str) and re.fullmatch(r"(?!\.{1,2}$)[^/\\\x00]+", name)
+    return within(folder, name) if plain else None
+
+
+def within(folder: Path, name: str) -> Path | None:
+    """`folder / name`, or None when that leads out of the folder, by its words or by a link."""
     try:
         path = Path(os.path.realpath(folder / name))
     except ValueError:  # characters that no file system knows

@@ -33,7 +33,7 @@ from .lock import FILE as LOCK
 from .looks import figures, write_look
 from .loop import group
 from .records import Group, Round, Sample, Scored, Selection, Winner
-from .rows import METADATA, checked, expect, is_integer, is_numbers, read_object, read_rows, to_draw, to_row
+from .rows import METADATA, checked, expect, is_integer, is_number, is_numbers, read_object, read_rows, to_draw, to_row
 from .settings import Settings
 from .unfinished import Packer
 
@@ -199,10 +199,14 @@ class RunFolder:
 
     def _read(self, index: int, *, winners: bool) -> Round:
         folder = self._folder(index)
-        numbers = read_object(folder / "round.json")["figures"]
+        numbers = read_object(folder / "round.json").get("figures", {})
+        expect(is_numbers(numbers), str(folder / "round.json"), "figures holds no numbers")
         if not winners:
             return Round(index, (), Selection((), ()), numbers)
-        rows = [checked(row, place) for place, row in read_rows(folder / "winners" / METADATA)]
+        rows = []
+        for place, row in read_rows(folder / "winners" / METADATA):
+            rows.append(checked(row, place))
+            expect(is_number(row.get("weight")), place, "weight is no finite number")
         data = self._codec.read_samples(folder / "winners", rows)
         won = tuple(_winner(row, item) for row, item in zip(rows, data, strict=True))
         return Round(index, (), Selection((), won), numbers)

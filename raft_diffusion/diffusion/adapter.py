@@ -123,6 +123,10 @@ class Adapter:
                 stored = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         except SafetensorError as error:
             raise ValueError(f"the adapter {path} is no whole .safetensors file ({error}); put it back") from None
+        except (ValueError, RecursionError):
+            stored = None
+        if not isinstance(stored, dict):
+            raise ValueError(f"the adapter {path} has a broken {METADATA}; put it back")
         wrong = [key for key in self._metadata | stored if self._metadata.get(key) != stored.get(key)]
         if wrong:
             differences = [f"{key} {stored.get(key)} instead of {self._metadata.get(key)}" for key in wrong]
@@ -136,8 +140,11 @@ class Adapter:
             parameters = self.parameters()
             if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
                 raise ValueError(f"{path} does not fit this model: its layers have other names or sizes")
-            for name, parameter in parameters.items():
-                parameter.copy_(file.get_tensor(name))
+            stored = {name: file.get_tensor(name) for name in shapes}
+        if not all(tensor.isfinite().all() for tensor in stored.values()):
+            raise ValueError(f"{path} holds numbers that are not finite; put it back")
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
 
     def set_strength(self, strength: float) -> None:
         """Multiply the LoRA's alpha / rank by `strength` from now on: 0 is the base, 1 the LoRA as it was trained."""

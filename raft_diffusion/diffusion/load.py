@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def load(
     if vae is not None:
         check_vae(Path(vae))
     try:
-        if Path(source).is_file():
+        if os.path.isfile(source):
             pipe = _from_file(Path(source), dtype)
         else:
             pipe = StableDiffusionPipeline.from_pretrained(
@@ -228,16 +229,16 @@ def _text_encoder(path: Path, folder: Path, dtype: torch.dtype) -> CLIPTextModel
 
 def _failure(source: str, variant: str | None, error: Exception) -> str:
     path = Path(source)
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    files = [path] if os.path.isfile(path) else sorted(path.rglob("*.safetensors"))
     if broken := next(filter(_is_broken, files), None):
         return f"the weights {broken} are damaged or cut off; get that file again"
-    whole = "be whole" if path.exists() else f"be there{f' with the variant {variant}' if variant else ''}"
+    whole = "be whole" if os.path.exists(path) else f"be there{f' with the variant {variant}' if variant else ''}"
     return f"cannot load the model {source!r} ({shortened(error)}); its safetensors weights must {whole}"
 
 
 def _name(model: str) -> str:
-    path = Path(model).expanduser()
-    return path.resolve().name if model != "pocket" and path.exists() else model
+    path = Path(os.path.expanduser(model))
+    return path.resolve().name if model != "pocket" and os.path.exists(path) else model
 
 
 def _is_broken(path: Path) -> bool:

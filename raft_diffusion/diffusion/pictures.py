@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors import safe_open
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
 
 from ..core.files import write_atomically, write_part
 from ..core.records import Sample
+from ..images import read_own
 from .sheet import grid
 
 LATENTS = "latents.safetensors"
@@ -75,18 +76,17 @@ class PictureCodec:
     def read_samples(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
         """Read back what `write_samples(keep=True)` wrote; each row needs its "id" and "file_name".
 
-        Latents come back bit by bit. Raises ValueError naming a picture or latent that is missing.
+        Latents come back bit by bit. Raises ValueError naming a picture or latent that is missing or broken.
         """
         if not rows:
             return []
         if not (folder / LATENTS).is_file():
             raise ValueError(f"{folder / LATENTS} is missing: the winners of that round cannot be trained on again")
-        with safe_open(folder / LATENTS, "pt") as latents:
-            known = set(latents.keys())
-            for row in rows:
-                if row["id"] not in known or not (folder / row["file_name"]).is_file():
-                    raise ValueError(f"sample {row['id']} of {folder} has lost its picture or its latent")
-            return [Picture(latents.get_tensor(row["id"]), _open(folder / row["file_name"])) for row in rows]
+        latents = _read_latents(folder / LATENTS)
+        for row in rows:
+            if row["id"] not in latents or not (folder / row["file_name"]).is_file():
+                raise ValueError(f"sample {row['id']} of {folder} has lost its picture or its latent")
+        return [Picture(latents[row["id"]], read_own(folder / row["file_name"])) for row in rows]
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -103,7 +103,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path, *, columns: int = 8) -> None:
     """One PNG of evaluation examples: each row of `columns` pictures before, and under it the same seeds after."""
     rows = [
-        [_open(folder / example[side]) for example in examples[start : start + columns]]
+        [read_own(folder / example[side]) for example in examples[start : start + columns]]
         for start in range(0, len(examples), columns)
         for side in ("before", "after")
     ]
@@ -112,6 +112,14 @@ def before_after(folder: Path, examples: Sequence[Mapping[str, Any]], path: Path
     write_atomically(path, content.getvalue())
 
 
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+def _read_latents(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        latents = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole .safetensors file ({error}); put it back from a copy of the run"
+        ) from None
+    for name, latent in latents.items():
+        if latent.dtype != torch.float32 or latent.ndim != 3 or not latent.isfinite().all():
+            raise ValueError(f"{path} is damaged: {name} is no latent of finite numbers; put it back from a copy")
+    return latents

@@ -5,6 +5,7 @@ Or a tiny decoder beside it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 def check_vae(path: Path) -> None:
     """Refuse what cannot be a VAE before any model is loaded. Raises ValueError."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"there is no VAE {path}; give a .safetensors file or a folder in the diffusers layout")
     if path.suffix in _PICKLES:
         raise ValueError(
             f"the VAE {path} is a pickle file, which can run any program when it is opened; "
             "give the .safetensors file of the same VAE"
         )
-    if path.is_dir() and not (_folder(path) / "config.json").is_file():
+    if os.path.isdir(path) and not os.path.isfile(_folder(path) / "config.json"):
         raise ValueError(f"the VAE folder {path} holds no config.json, so it is not in the diffusers layout")
-    if path.is_file() and path.suffix != ".safetensors":
+    if os.path.isfile(path) and path.suffix != ".safetensors":
         raise ValueError(f"the VAE {path} is no .safetensors file; give one, or a folder in the diffusers layout")
 
 
@@ -43,7 +44,7 @@ def load_vae(path: Path, *, like: AutoencoderKL) -> AutoencoderKL:
 
     Raises ValueError for a VAE of another shape, or a file that cannot be read.
     """
-    vae = _from_folder(_folder(path), like.dtype) if path.is_dir() else _from_file(path, like)
+    vae = _from_folder(_folder(path), like.dtype) if os.path.isdir(path) else _from_file(path, like)
     for key in ("latent_channels", "block_out_channels"):
         ours, theirs = like.config[key], vae.config[key]
         if key == "block_out_channels":
@@ -58,11 +59,11 @@ def load_tiny(source: str | Path, *, like: AutoencoderKL) -> AutoencoderTiny:
 
     It decodes latents as the UNet sees them: its own scaling factor is 1. Raises ValueError for another kind or shape.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     config = folder / "config.json"
-    if folder.exists() and not config.is_file():
+    if os.path.exists(folder) and not os.path.isfile(config):
         raise ValueError(f"the tiny decoder {folder} holds no config.json, so it is no folder in the diffusers layout")
-    if not folder.exists():
+    if not os.path.exists(folder):
         config = fetch(str(source), "config.json", what="tiny decoder")
     kind = read_json(config).get("_class_name")
     if kind != "AutoencoderTiny":
@@ -85,7 +86,7 @@ def load_tiny(source: str | Path, *, like: AutoencoderKL) -> AutoencoderTiny:
 
 def _folder(path: Path) -> Path:
     """A whole model's folder stands for the VAE in it."""
-    return path / "vae" if (path / "vae" / "config.json").is_file() else path
+    return path / "vae" if os.path.isfile(path / "vae" / "config.json") else path
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -63,7 +64,7 @@ def make_policy(config: TextConfig, progress: Progress | None = None) -> TextPol
     """The model of the settings with the LoRA that learns."""
     policy = _load(config, config.model, progress, revision=config.revision)
     tuning = config.tuning
-    name = config.model if not Path(config.model).exists() else ""
+    name = config.model if not os.path.exists(config.model) else ""
     targets = {"targets": tuning.targets} if tuning.targets else {}
     policy.add_adapter(rank=tuning.rank, alpha=tuning.alpha, seed=config.seed, name=name, **targets)
     return policy
@@ -121,7 +122,7 @@ def begin(config: TextConfig, policy: TextPolicy, folder: Path, progress: Progre
     if config.tuning.examples is None:
         return
     done = folder / WARM
-    if not done.exists():
+    if not os.path.exists(done):
         winners = as_winners(policy, read_examples(Path(config.tuning.examples)))
         make_tuner(config, progress, index=0)(policy, winners, seed=derive_seed(config.seed, "warm up"))
         partly = folder / f".{WARM}.partial"
@@ -281,7 +282,7 @@ def run_evaluation(config: TextConfig, policy: TextPolicy, rewards: Sequence[Rew
 
 def is_evaluated(config: TextConfig, result: Mapping[str, Any]) -> bool:
     """Whether this evaluation is the one that the settings ask for."""
-    return result["asked"] == config.evaluation.model_dump()
+    return result.get("asked") == config.evaluation.model_dump()
 
 
 def show_evaluation(console: Any, result: dict[str, Any]) -> None:

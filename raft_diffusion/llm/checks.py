@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def check(config: TextConfig) -> None:
 
 def check_model(name: str) -> None:
     """Refuse a carried model's name that is misspelt. A folder or a hub id is tried when it is loaded."""
-    if name.startswith("pocket") and name not in pocket.CARRIED and not Path(name).is_dir():
+    if name.startswith("pocket") and name not in pocket.CARRIED and not os.path.isdir(name):
         near = difflib.get_close_matches(name, pocket.CARRIED, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"no carried language model {name!r}: {hint}Known are {', '.join(pocket.CARRIED)}")
@@ -59,5 +60,5 @@ def _check_prompts(config: TextConfig) -> None:
 
 
 def _check_lora(folder: Path) -> None:
-    if not (folder / "adapter_config.json").is_file():
+    if not os.path.isfile(folder / "adapter_config.json"):
         raise ValueError(f"{folder} holds no adapter of a text run; give its lora folder")

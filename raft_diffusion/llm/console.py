@@ -34,7 +34,7 @@ def show_evaluation(console: Console, result: dict[str, Any]) -> None:
             table.add_row(name, f"{row['base']:.3f}", f"{row['tuned']:.3f}", share)
     console.print()
     console.print(table)
-    for name, points in result["curve"].items():
+    for name, points in result.get("curve", {}).items():
         told = ", ".join(f"{100 * point:.0f}" for point in points)
         console.print(clean(f"{name} by round, in %, the base first: {told}"), soft_wrap=True)
     for pair in result["examples"][:EXAMPLES]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..core.evaluated import read_evaluation
 from ..core.files import write_atomically
 from ..core.records import Group
 from ..core.store import StoredRound, read_metrics, stored_rounds
@@ -38,8 +38,7 @@ def write_report(root: Path) -> Path:
     """Write `root`/report.html. Raises ValueError for a folder that holds no complete round of a text run."""
     config = TextConfig.load(root / "config.toml")
     rounds = list(stored_rounds(root))
-    path = root / "evaluation" / "evaluation.json"
-    evaluation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    evaluation = read_evaluation(root)
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -47,7 +46,7 @@ def write_report(root: Path) -> Path:
         name=config.name,
         settings=config.flat(),
         charts=_charts(read_metrics(root), config.rewards.weights),
-        curves=_curves(evaluation["curve"]) if evaluation else [],
+        curves=_curves(evaluation.get("curve", {})) if evaluation else [],
         contests=[(round_.index, _contests(round_)) for round_ in rounds],
         evaluation=evaluation,
         figures=[*FIGURES, *(key for key in evaluation or {} if key.startswith("pass_at_"))],

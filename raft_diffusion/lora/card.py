@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.files import within
 from .metadata import Facts, description, licence, measurements, model_name, usage_hint
 
 CELL = 256  # px, a picture in the preview
@@ -20,9 +21,8 @@ PROMPTS = 20  # named on the card
 def has_preview(run: Path, evaluation: Mapping[str, Any] | None) -> bool:
     """Whether the evaluation left pictures, each before and after."""
     rows = evaluation["examples"][:PAIRS] if evaluation else []
-    return bool(rows) and all(
-        (run / "evaluation" / row[side]).is_file() for row in rows for side in ("before", "after")
-    )
+    places = [within(run / "evaluation", row[side]) for row in rows for side in ("before", "after")]
+    return bool(places) and all(place is not None and place.is_file() for place in places)
 
 
 def preview(run: Path, evaluation: Mapping[str, Any]) -> bytes:
@@ -30,13 +30,13 @@ def preview(run: Path, evaluation: Mapping[str, Any]) -> bytes:
     from PIL import Image
 
     from ..diffusion.sheet import grid
+    from ..images import read_own
 
     rows = []
     for example in evaluation["examples"][:PAIRS]:
         pair = []
         for side in ("before", "after"):
-            with Image.open(run / "evaluation" / example[side]) as image:
-                picture = image.convert("RGB")
+            picture = read_own(run / "evaluation" / example[side])
             picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
             pair.append(picture)
         rows.append(pair)

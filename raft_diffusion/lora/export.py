@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.config import Config
+from ..core.evaluated import read_evaluation
 from ..sd15.modules import text_encoder_modules, unet_modules
 from .card import has_preview, model_card, preview, sidecar, thumbnail
 from .file import METADATA, find_lora, read_lora
@@ -29,7 +30,7 @@ from .kohya import (
     to_kohya,
     with_hashes,
 )
-from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, read_evaluation, result_round
+from .metadata import POCKET, RESERVED, Facts, default_stem, gather, metadata, result_round
 from .tensors import DTYPES, write_tensors
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def plan_export(
         if value not in known:
             near = difflib.get_close_matches(value, known, n=1)
             raise ValueError(f"unknown {what} {value!r}: use {' or '.join(near or known)}")
-    if not (run / "config.toml").is_file():
+    if not os.path.isfile(run / "config.toml"):
         raise ValueError(f"{run} holds no config.toml: give the folder of a run that `train` or `demo` has made")
     config = Config.load(run / "config.toml")
     is_pocket = config.model == POCKET
@@ -292,10 +293,10 @@ def _check_name(target: Path) -> None:
 def _check_place(export: Export, *, force: bool) -> None:
     """Refuse what is taken, and a name that hides whose LoRA it is."""
     target = export.target
-    if not target.parent.is_dir() and target.parent != export.run / "export":
+    if not os.path.isdir(target.parent) and target.parent != export.run / "export":
         raise ValueError(f"--out {target}: there is no folder {target.parent}; make it, or name another")
     for path in export.files:
-        if path.exists() and not (force and path.is_file()):
+        if os.path.exists(path) and not (force and os.path.isfile(path)):
             raise ValueError(f"{path} is there already: give --force to replace it, or another name with --out")
     if export.is_pocket and export.format == "kohya" and not target.stem.startswith(f"{POCKET}-"):
         better = f"{POCKET}-{target.stem.removeprefix(POCKET).lstrip('-')}.safetensors"

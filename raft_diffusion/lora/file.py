@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +78,12 @@ def find_lora(path: Path) -> Path:
     A folder with `unet` and `text_encoder`, as peft's scripts write it, is its own answer.
     Raises ValueError when there is none.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"there is no LoRA {path}; give a .safetensors file in any of the usual formats, or a run")
     places = [path, path / "lora"]
-    if (path / "config.toml").is_file():
+    if os.path.isfile(path / "config.toml"):
         from ..core.looks import adapter_of, read_ending  # late: it brings numpy, which `plan` does without
 
         rounds = sorted((done.parent for done in path.glob("rounds/[0-9]*/round.json")), key=lambda r: int(r.name))
@@ -91,11 +92,11 @@ def find_lora(path: Path) -> Path:
         places = [*kept, *(round_ / "adapter" for round_ in reversed(rounds)), path / "lora"]
     for place in places:
         for name in (FILE_NAME, PEFT_NAME):
-            if (place / name).is_file():
+            if os.path.isfile(place / name):
                 return place / name
     if _peft_files(path):
         return path
-    what = "is a run without a complete round" if (path / "config.toml").is_file() else f"holds no {FILE_NAME}"
+    what = "is a run without a complete round" if os.path.isfile(path / "config.toml") else f"holds no {FILE_NAME}"
     raise ValueError(f"{path} {what}, so there is no LoRA to use; give another folder or a .safetensors file")
 
 
@@ -105,7 +106,7 @@ def read_lora(path: Path) -> StoredLora:
     Raises ValueError in one sentence for what cannot be used here.
     """
     kind, layers = "", []
-    for file in [path] if path.is_file() else _peft_files(path):
+    for file in [path] if os.path.isfile(path) else _peft_files(path):
         header = read_header(file)
         shapes = {name: shape for name, (_, shape) in header.tensors.items()}
         kind, found = read_layers(file, shapes, header.metadata)
@@ -118,8 +119,8 @@ def read_lora(path: Path) -> StoredLora:
 def lora_name(path: Path) -> str:
     """What people call a LoRA: its file's name, or that of its folder or run where the file's says nothing."""
     path = path.resolve()
-    return path.parent.name if path.name in (FILE_NAME, PEFT_NAME) else path.stem if path.is_file() else path.name
+    return path.parent.name if path.name in (FILE_NAME, PEFT_NAME) else path.stem if os.path.isfile(path) else path.name
 
 
 def _peft_files(folder: Path) -> list[Path]:
-    return [file for part in PARTS if (file := folder / part / PEFT_NAME).is_file()]
+    return [file for part in PARTS if os.path.isfile(file := folder / part / PEFT_NAME)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -91,7 +92,7 @@ class _Layer:
 
 def inspect_file(path: Path) -> Inspection:
     """Look at any file. Raises ValueError where there is none or it cannot be read."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"there is no file {path}; give a LoRA as a .safetensors file")
     try:
         header = read_header(path)

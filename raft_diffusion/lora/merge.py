@@ -101,17 +101,17 @@ def plan_merge(
 
 def _check_target(out: Path, sources: list[Path], *, force: bool) -> None:
     target = out.resolve()
-    for source in (path.resolve() for path in sources if path.exists()):
+    for source in (path.resolve() for path in sources if os.path.exists(path)):
         if target == source or target in source.parents:
             raise ValueError(f"--out {out} is or holds {source}, which is read; name another place")
-    if out.exists():
+    if os.path.exists(out):
         if not force:
             raise ValueError(f"{out} is there already: give --force to replace it, or another name with --out")
-        is_model = (out / "model_index.json").is_file() or (out.is_dir() and not any(out.iterdir()))
-        if out.is_dir() != (out.suffix != SUFFIX) or not (out.is_file() or is_model):
+        is_model = os.path.isfile(out / "model_index.json") or (os.path.isdir(out) and not any(out.iterdir()))
+        if os.path.isdir(out) != (out.suffix != SUFFIX) or not (os.path.isfile(out) or is_model):
             raise ValueError(f"--force replaces a model alone, and {out} is none; give another name with --out")
-    there = next(path for path in out.absolute().parents if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    there = next(path for path in out.absolute().parents if os.path.exists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK):
         raise ValueError(f"--out {out}: {there} is no folder that can be written to; give another one")
 
 
@@ -126,7 +126,7 @@ def load_model(merge: Merge) -> Components:
     if merge.is_file:
         _check_layout(merge, components)
     needed = merge_size(merge, components)
-    there = next(path for path in merge.out.absolute().parents if path.exists())
+    there = next(path for path in merge.out.absolute().parents if os.path.exists(path))
     free = shutil.disk_usage(there).free
     if free < needed + SPARE:
         raise ValueError(f"--out {merge.out} needs {needed / 1e9:.2f} GB, and {there} has {free / 1e9:.2f} GB left")
@@ -212,12 +212,12 @@ def _aside(out: Path) -> Iterator[Path]:
     _remove(fresh)
     try:
         yield fresh
-        if out.is_dir():  # a folder that holds something cannot be replaced in one step
+        if os.path.isdir(out):  # a folder that holds something cannot be replaced in one step
             _remove(old)
             out.rename(old)
         os.replace(fresh, out)
     except BaseException:
-        if old.exists() and not out.exists():
+        if os.path.exists(old) and not os.path.exists(out):
             old.rename(out)
         _remove(fresh)
         raise
@@ -225,7 +225,7 @@ def _aside(out: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

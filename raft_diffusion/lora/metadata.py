@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import Config
-from ..core.files import read_text
+from ..core.evaluated import read_evaluation
 from ..core.looks import read_ending
+from ..core.rows import read_object
 from ..core.store import stored_rounds
 from ..sd15 import HUB_ID
 
@@ -125,26 +126,12 @@ def result_round(run: Path, finished: int) -> int:
     return finished if ending is None else ending.keep
 
 
-def read_evaluation(run: Path) -> Mapping[str, Any] | None:
-    """What the evaluation of a finished run found; None before it."""
-    path = run / "evaluation" / "evaluation.json"
-    return _read_json(path) if path.is_file() else None
-
-
 def _started(path: Path) -> datetime:
-    facts = _read_json(path)
+    facts = read_object(path)
     try:
         return datetime.fromisoformat(facts["started"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{path} does not say when the run started; put it back from a copy of the run") from None
-
-
-def _read_json(path: Path) -> Any:
-    advice = "put it back from a copy of the run"
-    try:
-        return json.loads(read_text(path, what="run file", advice=advice))
-    except json.JSONDecodeError:
-        raise ValueError(f"{path} is no JSON; {advice}") from None
 
 
 def metadata(facts: Facts) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,9 @@ def find_networks(model: str) -> Networks:
     """
     source = resolve_model(model)
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):
         return _of_checkpoint(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Networks(
             unet=_read(path / "unet" / "config.json"),
             vae=_read(path / "vae" / "config.json"),
@@ -87,8 +88,8 @@ def find_tiny(source: str | None) -> Mapping[str, Any] | None:
     """The configuration of an AutoencoderTiny by its folder or hub id; None for none."""
     if source is None:
         return None
-    path = Path(source).expanduser() / "config.json"
-    return {**TINY, **_read(path)} if path.is_file() else TINY
+    path = Path(os.path.expanduser(source)) / "config.json"
+    return {**TINY, **_read(path)} if os.path.isfile(path) else TINY
 
 
 def find_tower(name: str) -> tuple[Mapping[str, Any], str | None]:
@@ -100,7 +101,7 @@ def find_tower(name: str) -> tuple[Mapping[str, Any], str | None]:
     if name in PREFERENCES:
         return _open_clip_config(PREFERENCE_TOWER), None
     folder = pocket.WEIGHTS / TOWERS[name] if name in TOWERS else Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         config = _read(folder / "open_clip_config.json").get("model_cfg", {})
     else:
         config = _open_clip_config(name.partition(":")[0])
@@ -114,7 +115,7 @@ def _open_clip_config(name: str) -> Mapping[str, Any]:
     found = importlib.util.find_spec("open_clip")  # finds the package, does not import it
     for folder in (found.submodule_search_locations or ()) if found else ():
         path = Path(folder) / "model_configs" / f"{Path(name).name}.json"
-        if path.is_file():
+        if os.path.isfile(path):
             return _read(path)
     return {}
 

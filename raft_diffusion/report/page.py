@@ -55,7 +55,7 @@ def write_report(run: Path, *, refresh: int | None = None, thumbnails: Thumbnail
         from ..llm.report import write_report as write_text_report
 
         return write_text_report(run)
-    if not any((run / name).exists() for name in ("config.toml", "metrics.jsonl", "rounds", "evaluation")):
+    if not any(os.path.exists(run / name) for name in ("config.toml", "metrics.jsonl", "rounds", "evaluation")):
         raise ValueError(f"{run} is no run folder: it holds no config.toml, metrics.jsonl, rounds or evaluation")
     pages = Environment(
         loader=FileSystemLoader(FOLDER),

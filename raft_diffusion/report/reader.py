@@ -79,7 +79,7 @@ class Reader:
     def toml(self, name: str) -> dict[str, Any]:
         try:
             return tomllib.loads(self.text(name))
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of more digits than Python reads is no TOML error
             self.notes[f"{name} is no valid TOML: {error}."] += 1
             return {}
 

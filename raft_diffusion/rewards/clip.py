@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -96,7 +97,7 @@ class ClipTower:
         heads = {name: load_head(path) for name, path in (aesthetic or {}).items()}
         common = {"device": device, "dtype": dtype, "batch_size": batch_size, "prefix": prefix}
         folder = Path(source)
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return cls._from_folder(folder, heads, common)
         name, colon, pretrained = str(source).partition(":")
         if not colon:
@@ -115,7 +116,7 @@ class ClipTower:
             model = open_clip.CLIP(**config["model_cfg"])
             model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
             length, preprocess = config["model_cfg"]["text_cfg"]["context_length"], config["preprocess_cfg"]
-            if not (folder / "tokenizer").is_dir():
+            if not os.path.isdir(folder / "tokenizer"):
                 raise FileNotFoundError("it has no folder tokenizer")
             mean, std = preprocess["mean"], preprocess["std"]
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -137,7 +138,7 @@ class ClipTower:
                 ids[row, : len(tokens)] = torch.tensor(tokens)
             return ids
 
-        if (folder / "aesthetic.safetensors").exists():
+        if os.path.exists(folder / "aesthetic.safetensors"):
             heads = {"aesthetic": load_head(folder / "aesthetic.safetensors"), **heads}
         return cls(model, tokenize, mean=mean, std=std, heads=heads, **common)
 
@@ -242,7 +243,7 @@ def _check_published(name: str, pretrained: str) -> None:
     models, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
     if name not in models:
         what, given, known = "model", name, models
-    elif tags and not open_clip.is_pretrained_cfg(name, pretrained) and not Path(pretrained).exists():
+    elif tags and not open_clip.is_pretrained_cfg(name, pretrained) and not os.path.exists(pretrained):
         what, given, known = f"weights of {name}", pretrained, tags
     else:
         return

@@ -68,7 +68,7 @@ def heads_for(tower: str, names: Sequence[str], sources: Mapping[str, str]) -> d
     tower: a folder, or MODEL:PRETRAINED. sources: reward name -> a file of the user's own.
     A folder that carries a head gives `aesthetic` by itself, so it is left out here. Raises ValueError as `find_head`.
     """
-    carried = (Path(tower) / "aesthetic.safetensors").is_file()
+    carried = os.path.isfile(Path(tower) / "aesthetic.safetensors")
     return {
         name: find_head(name, tower=tower, source=sources.get(name))
         for name in dict.fromkeys(names)
@@ -83,15 +83,15 @@ def find_head(name: str, *, tower: str, source: str | None = None) -> Path:
     Raises ValueError for a source that is no file, a tower without a published head, and a download that fails.
     """
     if source is not None:
-        path = Path(source).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(source))
+        if not os.path.isfile(path):
             raise ValueError(
                 f"the source of {name}: there is no file {source}; give a LAION head (.pth or .safetensors), or "
                 "leave the source out to have the published one downloaded"
             )
         return path
     head = published(name, tower)
-    if not (head.path.is_file() and _sha256(head.path.read_bytes()) == head.sha256):
+    if not (os.path.isfile(head.path) and _sha256(head.path.read_bytes()) == head.sha256):
         _download(head, name)
     return head.path
 
@@ -99,7 +99,7 @@ def find_head(name: str, *, tower: str, source: str | None = None) -> Path:
 def cache_folder() -> Path:
     """Beside the hub's own cache: inside HF_HOME, where that is set."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "raft_diffusion"
+    return Path(os.path.expanduser(os.environ.get("HF_HOME") or f"{caches}/huggingface")) / "raft_diffusion"
 
 
 def offline() -> bool:
@@ -111,7 +111,7 @@ def published(name: str, tower: str) -> Head:
     """The head that was published for a tower. Raises ValueError where there is none, and says for which."""
     model, _, weights = tower.partition(":")
     # weights in a file cannot be known; those that need this GELU and lie at hand are taken for OpenAI's
-    openai = weights == "openai" or (model.endswith("-quickgelu") and Path(weights).is_file())
+    openai = weights == "openai" or (model.endswith("-quickgelu") and os.path.isfile(weights))
     fitting = [head for head in HEADS if openai and head.tower == model.removesuffix("-quickgelu")]
     named = fitting if name == "aesthetic" else [head for head in fitting if head.name == name]
     if named:

@@ -7,6 +7,7 @@ prefix "held_out.", as a judge that took no part in the ranking.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def _load_pickscore(path: Path) -> tuple[torch.nn.Module, float, str]:
     if path.suffix != ".safetensors":
         raise ValueError("it must be safetensors, such as the published model.safetensors")
     config = pickscore_config()
-    if (path.parent / "config.json").is_file():
+    if os.path.isfile(path.parent / "config.json"):
         config = CLIPConfig.from_pretrained(path.parent, local_files_only=True)
     weights = {key: value for key, value in load_file(path).items() if not key.endswith("position_ids")}
     with torch.device("meta"):  # no time and memory for weights that are replaced at once
@@ -172,11 +173,11 @@ def _find(name: str, source: str | None) -> Path:
     published = PUBLISHED[name]
     if source is None:
         return _from_hub(name, published)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         file = path / published.file
-        path = file if file.is_file() else file.with_suffix(".safetensors")
-    if not path.is_file():
+        path = file if os.path.isfile(file) else file.with_suffix(".safetensors")
+    if not os.path.isfile(path):
         raise ValueError(
             f"rewards.sources.{name}: {source} is neither a file of weights nor a folder with {published.file}; give "
             f"one, or leave the setting out to have it downloaded from {published.repository}"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4}
+BYTES |= {"I64": 8, "U64": 8, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+"""Of one number of a type. Newer ones are not looked into."""
 LIMIT = 100 * 2**20  # bytes of a header; the format's own limit
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 UNET = "model.diffusion_model."
@@ -58,10 +63,22 @@ def read_header(path: Path) -> Header:
 def _parse(text: bytes) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str], int]:
     """(tensors, metadata, the length of all data in bytes). Raises whatever goes wrong on the way."""
     table: dict[str, Any] = json.loads(text)
-    metadata = dict(table.pop("__metadata__", None) or {})
+    metadata = _words(table.pop("__metadata__", None) or {})
     tensors = {name: (str(entry["dtype"]), tuple(map(_size, entry["shape"]))) for name, entry in table.items()}
-    end = max((_size(entry["data_offsets"][1]) for entry in table.values()), default=0)
+    end = 0
+    for entry in sorted(table.values(), key=lambda entry: entry["data_offsets"]):
+        first, last = map(_size, entry["data_offsets"])
+        expected = prod(entry["shape"]) * BYTES.get(entry["dtype"], 0)
+        if first != end or last < first or (entry["dtype"] in BYTES and last - first != expected):
+            raise ValueError("the tensors do not follow on each other, or not by their sizes")
+        end = last
     return tensors, metadata, end
+
+
+def _words(metadata: Any) -> dict[str, str]:
+    for word in (*metadata.keys(), *metadata.values()):
+        word.encode()  # half a character, or no text at all
+    return dict(metadata)
 
 
 def _size(number: Any) -> int:
@@ -140,7 +157,7 @@ def prediction(header: Header, path: Path) -> tuple[str, bool]:
 
 
 def _yaml_params(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     import yaml
 

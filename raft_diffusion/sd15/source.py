@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,12 +32,12 @@ def resolve_model(name: str | Path) -> str:
     "pocket" is the small model inside the package; a folder must hold diffusers' model_index.json; anything else of
     the form "owner/name" is taken for a hub id.
     """
-    path = POCKET if str(name) == "pocket" else Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
+    path = POCKET if str(name) == "pocket" else Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        if not os.path.isfile(path / "model_index.json"):
             raise ValueError(f"{path} holds no model_index.json, so it is no model folder in the diffusers layout")
         return str(path)
-    if path.exists():
+    if os.path.exists(path):
         return str(path)
     is_file = path.suffix.lower() in (".safetensors", *PICKLES)
     if not is_file and isinstance(name, str) and _HUB_ID.fullmatch(name):
@@ -57,15 +58,15 @@ def check_model(name: str | Path, *, revision: str | None = None, variant: str |
     """
     source = resolve_model(name)
     path = Path(source)
-    if path.exists() and revision is not None:
+    if os.path.exists(path) and revision is not None:
         raise ValueError(
             f"revision {revision!r} is for a model on the hub, and {name} is on this machine; leave it out"
         )
-    if path.is_file():
+    if os.path.isfile(path):
         if variant is not None:
             raise ValueError(f"variant {variant!r} is for a folder or a hub id, and {name} is one file; leave it out")
         check_kind(read_header(path), path)
-    elif path.exists():
+    elif os.path.exists(path):
         _check_kind(str(name), lambda file: path / file)
         _check_weights(path / "unet", variant)
     else:
