@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.main import get_command
 
-from raft_diffusion import assemble, cli, doctor, jobs, runs
+from raft_diffusion import assemble, cli, doctor, jobs, training
 from raft_diffusion.llm import assemble as text_assemble
 from raft_diffusion.planning import measure
 from raft_diffusion.report import watch
@@ -171,7 +171,7 @@ def no_work() -> Iterator[None]:
     keep_up = watch.watch
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            *((runs, "run_rounds"), (assemble, "prepare"), (text_assemble, "prepare"), (measure, "measure")),
+            *((training, "run_rounds"), (assemble, "prepare"), (text_assemble, "prepare"), (measure, "measure")),
             (socket.socket, "connect"),
             (socket, "getaddrinfo"),
         ):

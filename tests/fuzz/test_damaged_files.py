@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from raft_diffusion import assemble, jobs, runs
+from raft_diffusion import assemble, jobs, training
 from raft_diffusion.core.store import RunFolder
 from raft_diffusion.diffusion.lora_weights import load_weights
 from raft_diffusion.lora.file import find_lora, read_lora
@@ -233,7 +233,7 @@ def no_server(root: Path, *, index: int | None = None, port: int = 0) -> None:
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """What loads a model or serves a page ends the example instead."""
-    monkeypatch.setattr(runs, "run_rounds", stop_here)
+    monkeypatch.setattr(training, "run_rounds", stop_here)
     monkeypatch.setattr(assemble, "prepare", stop_here)
     monkeypatch.setattr(server, "ReviewServer", no_server)
     keep_up = watch.watch

@@ -116,11 +116,11 @@ def test_a_damaged_evaluation_is_named_and_made_again(run, damage):
     reached = []
     with pytest.MonkeyPatch.context() as patch:
 
-        def again(config, root, console):
+        def again(config, root, *_):
             reached.append(root)
             raise FUZZ.Reached
 
-        patch.setattr("raft_diffusion.runs.run_rounds", again)
+        patch.setattr("raft_diffusion.training.run_rounds", again)
         assert FUZZ.command(["train", str(run / "config.toml"), "--out", str(run)])[0] == "accepted"
     assert reached == [run]
 
