@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .. import assemble
@@ -77,8 +76,7 @@ def run_round(
             seed=config.seed,
         )
         next(loop)
-        loop.close()
-    return stages.take(), {name: 0.0 for name in ("unet", "vae", "tower", "optimizer")} | inside.take()
+    return stages.take(), dict.fromkeys(("unet", "vae", "tower", "optimizer"), 0.0) | inside.take()
 
 
 @contextmanager
