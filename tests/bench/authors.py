@@ -1,11 +1,11 @@
 """RAFT for Stable Diffusion as its authors' notebook goes about it, on the carried model; written from its description.
 
-Pictures go through PNG files; each is scored by itself, in a pool of threads; the best of ten in each of ten contests,
-then the better eight of those, are what a new process learns from, which loads everything again, encodes the pictures by
+Pictures go through PNG files; each is scored by itself, in a pool of threads. The best of ten in each of ten contests,
+and of those the better eight, are what a new process learns from: it loads everything again, encodes the pictures by
 the VAE and the words by the text encoder at every step, and takes up its optimiser where the last one stopped. 50 steps
 of DPM-Solver a picture, five pictures a call; 80 optimiser steps of 8 with gradient checkpointing, a constant learning
-rate, seed 1234. The learning rate, the LoRA, the guidance and the rewards are the job's: the published rate of 9e-6 was
-for a model ten thousand times larger and would learn nothing here.
+rate, seed 1234. The learning rate, the LoRA, the guidance and the rewards are the job's: the published rate of 9e-6 is
+for a far larger model and would learn nothing here.
 
     authors.py notebook FOLDER --seed 0 --rounds 4 --began 0     all rounds; `peers.py` calls it
 """
@@ -95,8 +95,9 @@ def choose(tower: Any, config: Any, contests: list[list[Path]], folder: Path) ->
         scores = tower([sample])
         return sum(weight * scores[name][0] for name, weight in config.rewards.weights.items())
 
+    every = [path for paths in contests for path in paths]
     with ThreadPoolExecutor() as pool:
-        scores = dict(zip(sum(contests, []), pool.map(score, sum(contests, [])), strict=True))
+        scores = dict(zip(every, pool.map(score, every), strict=True))
     best = sorted((max(paths, key=scores.__getitem__) for paths in contests), key=scores.__getitem__, reverse=True)
     kept = best[: round(config.selection.top_fraction * len(best))]
     folder.mkdir()
