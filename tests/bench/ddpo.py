@@ -85,7 +85,11 @@ def train(folder: Path, *, seed: int, rate: float, images: int, budget: float, k
 
 
 def make_pipeline(job: Any) -> Any:
-    """TRL's pipeline around the carried model, with the LoRA of the job."""
+    """TRL's pipeline around the carried model, with the job's LoRA, and DDIM as Stable Diffusion 1.5 configures it.
+
+    With the carried model's own settings the last step would have no noise, and its probability would be no number.
+    """
+    from diffusers import DDIMScheduler
     from peft import LoraConfig
     from trl.models import DefaultDDPOStableDiffusionPipeline
 
@@ -101,6 +105,8 @@ def make_pipeline(job: Any) -> Any:
             return self.sd_pipeline.unet
 
     pipe = Pipeline(str(pocket.MODEL), use_lora=True)
+    usual = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+    pipe.sd_pipeline.scheduler = DDIMScheduler.from_config(pipe.sd_pipeline.scheduler.config, **usual)
     side = pipe.sd_pipeline.unet.config.sample_size * pipe.sd_pipeline.vae_scale_factor  # the trainer asks for no other
     assert side == job.sampling.width == job.sampling.height, side
     return pipe
