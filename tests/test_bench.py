@@ -113,8 +113,6 @@ def test_a_rounds_work_is_counted():
     large = count_work(bench_config(model=HUB_ID, changes=["sampling.batch_size=16"]), device="cuda")
     assert large.decoded == [(4, 4)]  # 512 x 512 pixels each
     assert large.rows == 2
-    # 1.6 TFLOP: the well-known 0.8 T multiply-adds of one UNet call at 512 px, the LoRA's few besides
-    assert 1.55e12 < large.flops < 1.75e12
 
 
 def test_batches():
@@ -328,8 +326,9 @@ def test_a_round_of_random_weights_needs_none(tiny, tmp_path, monkeypatch, capsy
         (["--random-weights", "--model", "pocket"], "--random-weights is of Stable Diffusion 1.5's size"),
         (["--model", "nowhere"], "no model at 'nowhere'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--size", "30"], "this model needs a multiple of 4"),
-        (["--set", "nothing=1"], "nothing"),
+        (["--size", "30"], "input should be a multiple of 8, not 30"),
+        (["--set", "nothing=1"], "unknown key nothing"),
+        (["--set", "rewards.weights={pickscore=1.0}"], "leave out rewards.weights.pickscore"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(words, sentence, monkeypatch, capsys):

@@ -31,7 +31,7 @@ def bench_config(
     """The settings of one round of `images` candidates of `size` x `size` pixels.
 
     model: the carried one where it is None. changes: as `--set` takes them, on top of all others.
-    Raises ValueError for what `load_config` refuses.
+    Raises ValueError for what `load_config` refuses, and for a reward that no CLIP tower gives.
     """
     from ..jobs import load_config
 
@@ -49,6 +49,9 @@ def bench_config(
     own += ["rewards.held_out=none"] if preset == LARGE else []
     config = load_config(preset, model=model, device=device, threads=threads, changes=[*own, *changes])
     assert isinstance(config, Config)
+    if odd := sorted(set(config.rewards.weights) - {"text_image", "aesthetic"}):
+        told = ", ".join(f"rewards.weights.{name}" for name in odd)
+        raise ValueError(f"bench times the CLIP towers, which give text_image and aesthetic; leave out {told}")
     return config
 
 

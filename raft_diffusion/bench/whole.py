@@ -46,6 +46,8 @@ def run_round(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """One round of `config` from the adapter's initial weights, in a folder that is taken away again.
 
+    rewards: CLIP towers alone.
+
     Returns seconds of its stages, and of the networks within it: "unet" while it samples, "vae", "tower", "optimizer".
     """
     policy.trained.reset()
@@ -85,7 +87,7 @@ def _watched(policy: Any, rewards: Sequence[Any], watch: Stopwatch, now: list[st
     parts = policy.components
     decoder = parts.tiny_decoder if policy.settings.tiny_decoder else parts.vae
     watched = [(parts.unet, "unet", "sample"), (decoder.decoder, "vae", "sample")]
-    watched += [(reward.model.visual, "tower", "score") for reward in rewards if hasattr(reward, "model")]
+    watched += [(reward.model.visual, "tower", "score") for reward in rewards]
     hooks: list[Any] = []
     for module, name, stage in watched:
         begin, end = _hands(watch, name, lambda stage=stage: now[-1:] == [stage])

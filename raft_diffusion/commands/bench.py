@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,9 +68,8 @@ def bench(
         images=images,
         changes=changes or [],
     )
-    checks = [lambda: check_device(config.device)]
-    checks += [] if random_weights else [lambda: check_model_here(config.model)]
-    run_all(checks)
+    here = None if random_weights else config.model
+    run_all([lambda: check_device(config.device), lambda: check_model_here(here) if here else None])
     machine = this_machine()
     with collected(json_file) as numbers:
         console = make_console(json_file)
@@ -82,8 +84,6 @@ def bench(
 
 def settings_of(config: Any, *, random_weights: bool) -> dict[str, Any]:
     """What was measured, without a path of this machine."""
-    from pathlib import Path
-
     from ..planning.forecast import images_per_round
 
     sampling, tuning = config.sampling, config.tuning
@@ -108,20 +108,15 @@ def sentence(told: dict[str, Any]) -> str:
     )
 
 
-def _bar(console: Console) -> Any:
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     """A bar with the time that is left; gives the function that moves it."""
-    from contextlib import contextmanager
-
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(30), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("loading", total=None)
-            yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total)
-
-    return shown()
+    columns = (TextColumn("{task.description}"), BarColumn(30), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total)
 
 
 def show(console: Console, result: Result) -> None:
