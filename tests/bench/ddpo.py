@@ -5,7 +5,7 @@
 
 0.23.1 is the last release with a DDPOTrainer. Its rewards, LoRA, picture size, number of steps and guidance are those
 of the same job; its sampler is DDIM with eta 1, which it needs. Its learning rate and its pictures an epoch are tried
-first, each pair for the same time, and the one whose own reward rose most is used: the judge has no say in it. Every
+first, each pair for the same time, and the one whose own reward is highest at the end is used: the judge has no say in it. Every
 trial of the search is kept. Both programs run on one thread; what the judge takes counts for neither. Ours is the run
 that `peers.py authors` makes. What is done lies in --out, and a second call goes on there.
 """
@@ -33,7 +33,7 @@ EPOCHS = (32, 64, 128)  # pictures sampled before the weights change
 STEPS_AN_EPOCH = 2  # optimiser steps on them, as the paper has it
 CALL = 32  # pictures sampled at once
 PASS = 16  # pictures a forward and backward pass
-LAST = 0.25  # share of a trial at whose end its reward is read
+LAST = 0.25  # share of a trial in which its reward is read
 FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -150,10 +150,9 @@ def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def rise(rows: Sequence[dict[str, Any]]) -> float:
-    """How far a trial's own reward rose: the mean of its last epochs above its first one's."""
-    last = [row["reward"] for row in rows[-max(1, round(LAST * len(rows))) :]]
-    return statistics.fmean(last) - rows[0]["reward"]
+def reached(rows: Sequence[dict[str, Any]]) -> float:
+    """The mean reward of the last quarter of a trial's epochs. All trials start from the same base."""
+    return statistics.fmean(row["reward"] for row in rows[-max(1, round(LAST * len(rows))) :])
 
 
 def search(given: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
@@ -164,9 +163,9 @@ def search(given: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
             rows = run(
                 given.out / f"search-{rate:g}-{images}", seed=100, rate=rate, images=images, budget=given.trial, keep=0
             )
-            trials.append({"rate": rate, "images": images, "rise": rise(rows), "epochs": rows})
-            console.print(f"rate {rate:g}, {images} pictures an epoch: reward +{rise(rows):.2f}", highlight=False)
-    return sorted(trials, key=lambda trial: trial["rise"], reverse=True)
+            trials.append({"rate": rate, "images": images, "reward": reached(rows), "epochs": rows})
+            console.print(f"rate {rate:g}, {images} pictures an epoch: reward {reached(rows):.2f}", highlight=False)
+    return sorted(trials, key=lambda trial: trial["reward"], reverse=True)
 
 
 def their_curve(folder: Path, rows: Sequence[dict[str, Any]], *, seed: int, pairs: int) -> list[tuple[float, float]]:
