@@ -5,9 +5,9 @@
 
 0.23.1 is the last release with a DDPOTrainer. Its rewards, LoRA, picture size, number of steps and guidance are those
 of the same job; its sampler is DDIM with eta 1, which it needs. Its learning rate and its pictures an epoch are tried
-first, each pair for the same time, and the one whose own reward is highest at the end is used: the judge has no say in it. Every
-trial of the search is kept. Both programs run on one thread; what the judge takes counts for neither. Ours is the run
-that `peers.py authors` makes. What is done lies in --out, and a second call goes on there.
+first, each pair for the same time. The pair with the highest reward at the end is used: the judge has no say in it.
+Every trial of the search is kept. Both programs run on one thread; what the judge takes counts for neither. Ours is the
+run that `peers.py authors` makes. What is done lies in --out, and a second call goes on there.
 """
 
 from __future__ import annotations
