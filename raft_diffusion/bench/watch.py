@@ -53,7 +53,7 @@ def network_watch(device: Any) -> Stopwatch:
 
     def mark() -> Any:
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(device))
         return event
 
     def between(start: Any, end: Any) -> float:
