@@ -32,7 +32,7 @@ def notebook(folder: Path, *, seed: int, rounds: int, began: float, steps: int) 
     """Write FOLDER/NNN/lora for each round, and FOLDER/times.json: seconds since `began` after each."""
     import torch
     from curves import settings
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers import DPMSolverMultistepScheduler
 
     from raft_diffusion import pocket
     from raft_diffusion.rewards.clip import ClipTower
@@ -40,7 +40,7 @@ def notebook(folder: Path, *, seed: int, rounds: int, began: float, steps: int) 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     config = settings(seed=seed, recipe="paper")
-    pipe: Any = StableDiffusionPipeline.from_pretrained(pocket.MODEL, safety_checker=None, local_files_only=True)
+    pipe = load()
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     tower = ClipTower.load(pocket.CLIP)
@@ -56,6 +56,17 @@ def notebook(folder: Path, *, seed: int, rounds: int, began: float, steps: int) 
         subprocess.run([*command, *(["--start", str(before)] if number > 1 else [])], check=True)
         times.append(time.time() - began)
     (folder / "times.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
+
+
+def load() -> Any:
+    """The carried model; its file is float16, which a CPU does not compute in."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from raft_diffusion import pocket
+
+    options = {"dtype": torch.float32, "safety_checker": None, "local_files_only": True}
+    return StableDiffusionPipeline.from_pretrained(pocket.MODEL, **options)
 
 
 def draw(pipe: Any, config: Any, folder: Path, *, steps: int) -> list[list[Path]]:
@@ -117,13 +128,11 @@ def train(here: Path, *, seed: int, start: Path | None) -> None:
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
     from torch.utils.data import DataLoader
 
-    from raft_diffusion import pocket
-
     torch.set_num_threads(1)
     torch.manual_seed(TRAINING_SEED)
     config = settings(seed=seed, recipe="paper")
     tuning = config.tuning
-    pipe: Any = StableDiffusionPipeline.from_pretrained(pocket.MODEL, safety_checker=None, local_files_only=True)
+    pipe = load()
     unet, vae, encoder, tokenizer = pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer
     for model in (unet, vae, encoder):
         model.requires_grad_(False)
