@@ -308,6 +308,7 @@ def test_a_round_of_random_weights_needs_none(tiny, tmp_path, monkeypatch, capsy
     numbers = json.loads(target.read_text(encoding="utf-8"))
     assert numbers["settings"]["model"] == "Stable Diffusion 1.5's size, random weights"
     assert (numbers["settings"]["images"], numbers["settings"]["width"], numbers["repeats"]) == (4, 64, 2)
+    assert (numbers["environment"]["device"], numbers["environment"]["threads"]) == ("cpu", 1)
     wanted = ("floor_ratio", "images_per_second", "tuning_samples_per_second", "peak_memory_bytes")
     assert all(math.isfinite(numbers[name]) and numbers[name] > 0 for name in wanted)
     for name, (low, high) in numbers["spread"].items():

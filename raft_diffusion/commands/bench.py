@@ -56,6 +56,7 @@ def bench(
     from ..bench.setup import bench_config, seconds_needed
     from ..checks import check_device, check_model_here, run_all
     from ..planning.forecast import clock, this_machine
+    from ..process import environment
     from ..sd15 import HUB_ID
 
     if random_weights and model is not None:
@@ -79,7 +80,15 @@ def bench(
         with _bar(console) as tell:
             result = measure(config, repeats=repeats, random_weights=random_weights, machine=machine, tell=tell)
         show(console, result)
-        numbers.update({**result.to_json(), "settings": told})
+        ran_on = environment(config.device, torch_threads())
+        numbers.update({**result.to_json(), "settings": told, "environment": ran_on})
+
+
+def torch_threads() -> int:
+    """CPU threads that were used."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def settings_of(config: Any, *, random_weights: bool) -> dict[str, Any]:
