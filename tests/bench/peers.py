@@ -155,7 +155,7 @@ def pipeline(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         "share_of_levels_that_differ": max(lap["share_of_levels_that_differ"] for lap in laps),
     }
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "images a second", "ours is faster by"):
+    for column in ("", "images a second", "ours, times as fast"):
         table.add_column(column, justify="left" if not column else "right")
     for name in makers:
         table.add_row(name, told(speeds[name]), told(ratios.get(name)))
