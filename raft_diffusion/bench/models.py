@@ -67,7 +67,7 @@ def random_components(config: Config) -> Any:
             "text_encoder": CLIPTextModel(CLIPTextConfig(**sd15.config("text_encoder"))),
         }
     for part in parts.values():
-        part.requires_grad_(False).eval().to(dtype)
+        torch.nn.Module.to(part.requires_grad_(False).eval(), dtype)  # diffusers' own `to` warns of every cast
     return Components(**parts, tokenizer=_tokenizer(), scheduler_config=sd15.config("scheduler"), name="random weights")
 
 

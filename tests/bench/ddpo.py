@@ -65,9 +65,9 @@ def train(folder: Path, *, seed: int, rate: float, images: int, budget: float, k
         log_with=None,
     )
     trainer = DDPOTrainer(config, make_reward(job, rewards), lambda: (job.train_prompts()[0].text, {}), pipe)
-    spent, written, epoch, step = 0.0, 0, 0, 0
+    now, spent, written, epoch, step = 0.0, 0.0, 0, 0, 0
     with (folder / "epochs.jsonl").open("w", encoding="utf-8") as lines:
-        while (now := time.time() - began - spent) < budget:
+        while not epoch or now < budget:
             rewards.clear()
             step = trainer.step(epoch, step)
             epoch += 1
