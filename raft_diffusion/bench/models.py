@@ -90,13 +90,14 @@ def random_tower(config: Config) -> Any:
     from ..rewards.clip import ClipTower
 
     device, layout = pick_device(config.device), tower_config()
+    tokenize: Any = open_clip.get_tokenizer(USUAL_TOWER)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(config.seed)
         model = open_clip.CLIP(**layout)
         head = torch.nn.Linear(layout["embed_dim"], 1)
     return ClipTower(
         model,
-        open_clip.get_tokenizer(USUAL_TOWER),
+        tokenize,
         mean=open_clip.OPENAI_DATASET_MEAN,
         std=open_clip.OPENAI_DATASET_STD,
         heads={"aesthetic": head},

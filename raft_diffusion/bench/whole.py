@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -19,23 +19,22 @@ from .watch import Stopwatch, network_watch
 
 Tell = Callable[[str, int, int], None]
 """(stage, done, total)"""
-P, T = ParamSpec("P"), TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Policy:
     """What the loop asks of a policy."""
 
-    generate: Callable[[Any], Any]
-    save: Callable[[Path], None]
-    load: Callable[[Path], None]
+    generate: Any
+    save: Any
+    load: Any
 
 
 @dataclass(frozen=True, slots=True)
 class _Store:
     """What the loop asks of a run folder; nothing is there before."""
 
-    save: Callable[[Any, Any], None]
+    save: Any
 
     def resume(self, policy: Any) -> list[Any]:
         return []
@@ -54,8 +53,8 @@ def run_round(
     stages, inside = Stopwatch(), network_watch(policy.components.device)
     now: list[str] = []  # the stage at work
 
-    def timed(stage: str, work: Callable[P, T]) -> Callable[P, T]:
-        def call(*args: P.args, **options: P.kwargs) -> T:
+    def timed(stage: str, work: Callable[..., Any]) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             now.append(stage)
             with stages.running(stage):
                 result = work(*args, **options)
