@@ -123,7 +123,8 @@ def test_the_search_puts_the_best_trial_first_and_keeps_them_all(scripts, tmp_pa
 
     def run(folder, **options):
         asked.append((folder.name, options["rate"], options["images"], options["budget"]))
-        return [{"reward": 0.0}, {"reward": {1e-4: 1.0, 3e-4: 3.0, 1e-3: 2.0, 3e-3: -1.0}[options["rate"]]}]
+        reward = {1e-4: 1.0, 3e-4: 3.0, 1e-3: 2.0, 3e-3: 9.0}[options["rate"]]
+        return [{"reward": 0.0, "broken": False}, {"reward": reward, "broken": options["rate"] == 3e-3}]
 
     monkeypatch.setattr(ddpo, "run", run)
     given = ddpo.parse(["--out", str(tmp_path), "--epochs", "32", "--trial", "7"])

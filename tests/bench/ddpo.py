@@ -60,6 +60,7 @@ def train(folder: Path, *, seed: int, rate: float, images: int, budget: float, k
         train_batch_size=PASS,
         train_gradient_accumulation_steps=max(1, images // PASS // STEPS_AN_EPOCH),
         train_learning_rate=rate,
+        mixed_precision="no",  # the default is float16, which a CPU does not learn in
         accelerator_kwargs={"cpu": True},
         save_freq=10**9,
         log_with=None,
@@ -73,6 +74,10 @@ def train(folder: Path, *, seed: int, rate: float, images: int, budget: float, k
             epoch += 1
             now = time.time() - began - spent
             row = {"epoch": epoch, "seconds": now, "reward": statistics.fmean(rewards)}
+            row["broken"] = not all(weight.isfinite().all() for weight in trainer.trainable_layers)
+            if row["broken"]:
+                lines.write(json.dumps(row) + "\n")
+                break
             if keep and now >= budget * (written + 1) / keep:
                 paused = time.time()
                 layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
@@ -156,16 +161,18 @@ def reached(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def search(given: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Each learning rate with each number of pictures an epoch, for the same time; the best comes first."""
+    """Each learning rate with each number of pictures an epoch, for the same time; the best comes first, and what broke
+    the weights last."""
     trials = []
     for images in given.epochs:
         for rate in given.rates:
             rows = run(
                 given.out / f"search-{rate:g}-{images}", seed=100, rate=rate, images=images, budget=given.trial, keep=0
             )
-            trials.append({"rate": rate, "images": images, "reward": reached(rows), "epochs": rows})
+            trial = {"rate": rate, "images": images, "reward": reached(rows), "broken": rows[-1]["broken"]}
+            trials.append({**trial, "epochs": rows})
             console.print(f"rate {rate:g}, {images} pictures an epoch: reward {reached(rows):.2f}", highlight=False)
-    return sorted(trials, key=lambda trial: trial["reward"], reverse=True)
+    return sorted(trials, key=lambda trial: (not trial["broken"], trial["reward"]), reverse=True)
 
 
 def their_curve(folder: Path, rows: Sequence[dict[str, Any]], *, seed: int, pairs: int) -> list[tuple[float, float]]:
