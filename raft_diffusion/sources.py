@@ -232,7 +232,11 @@ def _from_folder(folder: Path, outside: Any, progress: Progress | None) -> Gener
 
 
 def _from_function(
-    name: str, outside: Any, batch_size: int, progress: Progress | None, shelf: Callable[[], Shelf | None] = lambda: None
+    name: str,
+    outside: Any,
+    batch_size: int,
+    progress: Progress | None,
+    shelf: Callable[[], Shelf | None] = lambda: None,
 ) -> Generate:
     """The user's own program as a source: any function (prompts, seeds) -> pictures. shelf: where its finished batches
     are kept at the moment."""

@@ -5,7 +5,6 @@ Legend: B pictures a batch, C latent channels, (h, w) the latent's size, T token
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from ..webui import Infotext, PromptWarning, check_eta, find_scheduler, literal_
 from .adapter import Adapter
 from .load import Components
 from .lora_weights import load_weights
+from .partway import Partway, advance, begin, joined
 from .pictures import Picture
 from .settings import Settings, make_scheduler
 
@@ -185,7 +185,7 @@ class DiffusionPolicy:
         """
         settings = settings or self.settings
         scheduler = self._scheduler(settings)
-        made_of = self._made_of(settings) if self.shelf else None
+        made_of = self.made_of(settings) if self.shelf else None
         samples: list[Sample] = []
         for start in range(0, len(draws), settings.batch_size):
             batch = draws[start : start + settings.batch_size]
@@ -195,7 +195,7 @@ class DiffusionPolicy:
                 self._progress("sample", len(samples), len(draws))
         return samples
 
-    def _made_of(self, settings: Settings) -> list[object]:
+    def made_of(self, settings: Settings) -> list[object]:
         """What samples follow from beside their draws and the frozen model."""
         adapter = None if self._is_base else self.adapter
         return [repr(settings), [adapter.strength, digest_of(adapter.parameters())] if adapter else "base"]
@@ -205,14 +205,62 @@ class DiffusionPolicy:
         samples: list[Sample] = []
         denoise = partial(self._denoise, settings=settings, scheduler=scheduler)
         for part, latents in self._sampling.batches(batch, len(batch), denoise):
-            for draw, latent in zip(part, latents, strict=True):
-                if not latent.isfinite().all():
-                    raise ValueError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
-            images = self.decode(latents, tiny=settings.tiny_decoder)
-            for draw, latent, image in zip(part, latents.cpu(), images, strict=True):
-                image.info["parameters"] = self._infotext(draw, settings).text()
-                samples.append(Sample(draw, Picture(latent.clone(), image)))
+            samples += self._finished(part, latents, settings)
         return samples
+
+    def _finished(self, draws: Sequence[Draw], latents: torch.Tensor, settings: Settings) -> list[Sample]:
+        for draw, latent in zip(draws, latents, strict=True):
+            if not latent.isfinite().all():
+                raise ValueError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
+        samples = []
+        images = self.decode(latents, tiny=settings.tiny_decoder)
+        for draw, latent, image in zip(draws, latents.cpu(), images, strict=True):
+            image.info["parameters"] = self._infotext(draw, settings).text()
+            samples.append(Sample(draw, Picture(latent.clone(), image)))
+        return samples
+
+    @torch.no_grad()
+    def start(self, draws: Sequence[Draw], settings: Settings) -> list[Partway]:
+        """Noise, from which `go_on` and `finish` make the pictures that `generate` would; each by itself.
+
+        Raises ValueError when the settings do not fit the model.
+        """
+        parts: list[Partway] = []
+        for first in range(0, len(draws), settings.batch_size):
+            batch = draws[first : first + settings.batch_size]
+            parts += self._begin(batch, settings, self._scheduler(settings)).split()
+        return parts
+
+    @torch.no_grad()
+    def go_on(self, parts: Sequence[Partway], until: int, settings: Settings) -> list[Partway]:
+        """These pictures after `until` calls of the UNet, batch by batch, watched (see `Partway`). Those given stay."""
+        found: list[Partway] = []
+
+        def work(batch: Sequence[Partway]) -> Partway:
+            return self._advance(joined(batch), until, settings, watched=True)
+
+        for _, whole in self._sampling.batches(parts, settings.batch_size, work):
+            found += whole.split()
+        return found
+
+    @torch.no_grad()
+    def finish(self, parts: Sequence[Partway], settings: Settings) -> list[Sample]:
+        """The pictures that these become. Raises ValueError when one is not finite."""
+        samples: list[Sample] = []
+
+        def work(batch: Sequence[Partway]) -> Partway:
+            whole = joined(batch)
+            return self._advance(whole, len(whole.scheduler.timesteps), settings)
+
+        for _, whole in self._sampling.batches(parts, settings.batch_size, work):
+            samples += self._finished(whole.draws, whole.latents, settings)
+        return samples
+
+    @torch.no_grad()
+    def foreseen(self, parts: Sequence[Partway], settings: Settings) -> list[Sample]:
+        """The pictures as they would look if the last call of the UNet were right about them."""
+        latents = torch.cat([part.foreseen for part in parts if part.foreseen is not None])
+        return self._finished([draw for part in parts for draw in part.draws], latents, settings)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, *, tiny: bool = False) -> list[Image.Image]:
@@ -301,27 +349,18 @@ class DiffusionPolicy:
 
     def _denoise(self, draws: Sequence[Draw], settings: Settings, scheduler: Any) -> torch.Tensor:
         """The latents (B, C, h, w), float32 on the device. All noise comes from one CPU generator a picture."""
-        unet, device, dtype = self.components.unet, self.components.device, self.components.dtype
+        start = self._begin(draws, settings, scheduler)
+        return self._advance(start, len(start.scheduler.timesteps), settings).latents
+
+    def _begin(self, draws: Sequence[Draw], settings: Settings, scheduler: Any) -> Partway:
         factor = self.components.scale_factor
-        shape = (1, unet.config["in_channels"], settings.height // factor, settings.width // factor)
-        generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
-        scheduler.set_timesteps(settings.num_inference_steps, device=device)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        latents = noise.to(device) * settings.noise_scale * scheduler.init_noise_sigma
-        known = inspect.signature(scheduler.step).parameters
-        extra = {k: v for k, v in {"eta": settings.eta, "generator": generators}.items() if k in known}
-        guided = settings.guidance_scale > 1
-        negatives = [draw.prompt.negative for draw in draws] if guided else []
-        text = self.embed([*negatives, *(draw.prompt.text for draw in draws)]).to(dtype)
-        for timestep in scheduler.timesteps:
-            inputs = scheduler.scale_model_input(latents, timestep).to(dtype)
-            inputs = torch.cat([inputs, inputs]) if guided else inputs
-            output = unet(inputs, timestep, encoder_hidden_states=text, return_dict=False)[0].float()
-            if guided:
-                negative, positive = output.chunk(2)
-                output = negative + settings.guidance_scale * (positive - negative)
-            latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
-        return latents
+        shape = (self.components.unet.config["in_channels"], settings.height // factor, settings.width // factor)
+        return begin(draws, settings, scheduler, shape=shape, device=self.components.device)
+
+    def _advance(self, part: Partway, until: int, settings: Settings, *, watched: bool = False) -> Partway:
+        negatives = [draw.prompt.negative for draw in part.draws] if settings.guidance_scale > 1 else []
+        text = self.embed([*negatives, *(draw.prompt.text for draw in part.draws)]).to(self.components.dtype)
+        return advance(part, until, settings, unet=self.components.unet, text=text, watched=watched)
 
     def _infotext(self, draw: Draw, settings: Settings) -> Infotext:
         """The LoRA that is being trained has no name yet and goes unnamed."""
@@ -340,6 +379,9 @@ class DiffusionPolicy:
             sampler=scheduler.sampler,
             schedule_type=scheduler.schedule_type,
             cfg_scale=settings.guidance_scale,
+            guidance_interval=""
+            if settings.guidance_interval == (0, 1)
+            else "{:g} to {:g}".format(*settings.guidance_interval),
             seed=draw.seed,
             width=settings.width,
             height=settings.height,

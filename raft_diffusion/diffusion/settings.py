@@ -24,6 +24,9 @@ class Settings:
     num_inference_steps: denoising steps.
     guidance_scale: of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598) in diffusers' convention:
         1 or less means none, and half the work.
+    guidance_interval: where guidance is on, two shares of the steps from 0 (noise) to 1 (the picture); outside of it a
+        step is not guided, which is half the work (Kynkäänniemi et al. 2024, arXiv:2404.07724, who give the interval
+        as noise levels).
     scheduler: a name of `webui.SCHEDULERS` or the diffusers class behind it.
     batch_size: pictures sampled at once; it does not change them.
     eta: the noise of DDIM, 0 to 1 (Song et al. 2020, arXiv:2010.02502, equation 16), or of TCD.
@@ -41,6 +44,7 @@ class Settings:
     eta: float = 0.0
     noise_scale: float = 1.0
     tiny_decoder: bool = False
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         for name in ("width", "height", "num_inference_steps", "batch_size"):
@@ -48,6 +52,11 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"guidance_interval is {low} to {high}; it needs two shares of the steps, 0 <= low < high <= 1"
+            )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
         if not 0 < self.noise_scale < math.inf:
