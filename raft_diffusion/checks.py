@@ -77,6 +77,7 @@ def _check_person(config: Config) -> None:
     odd += ["rewards.custom"] if config.rewards.custom else []
     odd += [f"selection.{key}" for key in ("top_fraction", "top_count", "tau") if getattr(selection, key) is not None]
     odd += [f"selection.{key}" for key in ("min_spread", "diversity") if getattr(selection, key)]
+    odd += ["sampling.prune"] if config.sampling.prune else []
     odd += ["stop_when_flat"] if config.stop_when_flat is not None else []
     if odd:
         raise ValueError(f"the reward {HUMAN} ranks alone, for you choose: take out {', '.join(odd)}")

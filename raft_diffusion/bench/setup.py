@@ -52,6 +52,11 @@ def bench_config(
     if odd := sorted(set(config.rewards.weights) - {"text_image", "aesthetic"}):
         told = ", ".join(f"rewards.weights.{name}" for name in odd)
         raise ValueError(f"bench times the CLIP towers, which give text_image and aesthetic; leave out {told}")
+    if config.sampling.prune or config.sampling.guidance_interval != [0, 1]:
+        raise ValueError(
+            "bench holds whole contests, guided alike in every step, against their bare networks; leave out "
+            "sampling.prune and sampling.guidance_interval"
+        )
     return config
 
 

@@ -1,5 +1,5 @@
 """Successive halving of contests while their candidates are still being sampled: the arithmetic, and what it says of
-itself (Karnin, Koren and Somekh 2013, "Almost Optimal Exploration in Multi-Armed Bandits", algorithm 1).
+itself (Karnin, Koren and Somekh 2013, "Almost Optimal Exploration in Multi-Armed Bandits").
 
 Legend: K candidates a contest, `calls` of the UNet for one picture, stops after some of them.
 """

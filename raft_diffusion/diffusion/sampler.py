@@ -219,6 +219,10 @@ class DiffusionPolicy:
             samples.append(Sample(draw, Picture(latent.clone(), image)))
         return samples
 
+    def calls(self, settings: Settings) -> int:
+        """How often the UNet runs for one picture, guidance left out."""
+        return len(self._scheduler(settings).timesteps)
+
     @torch.no_grad()
     def start(self, draws: Sequence[Draw], settings: Settings) -> list[Partway]:
         """Noise, from which `go_on` and `finish` make the pictures that `generate` would; each by itself.

@@ -126,5 +126,5 @@ def test_a_picture_says_which_part_was_guided(policy, settings, draws):
 
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.2), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
 def test_an_interval_that_is_none_is_refused(settings, interval):
-    with pytest.raises(ValueError, match="guidance_interval is .*; it needs two shares of the steps"):
+    with pytest.raises(ValueError, match="it needs two shares of the steps"):
         replace(settings, guidance_interval=interval)
