@@ -32,7 +32,7 @@ from .planning.nfe import evaluations
 from .scales import Scales
 
 Progress = Callable[[str, int, int], None]
-SAMPLER = ("scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "width", "height")
+SAMPLER = ("scheduler", "num_inference_steps", "guidance_scale", "width", "height")
 
 
 @dataclass(frozen=True, kw_only=True)
