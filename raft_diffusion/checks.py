@@ -94,8 +94,8 @@ def _check_prune(config: Config) -> None:
         and len(config.rewards.weights) == 1
     ):
         raise ValueError(
-            'sampling.prune = "predicted_x0" ranks by rewards of pictures, and log_ratio, which is none, ranks alone; add '
-            "one, or leave prune out"
+            'sampling.prune = "predicted_x0" ranks by rewards of pictures, and log_ratio, which is none, ranks alone; '
+            "add one, or leave prune out"
         )
 
 
