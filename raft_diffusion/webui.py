@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 
@@ -115,6 +116,7 @@ _WEBUI_TYPES = (
 )
 
 
+@cache
 def find_scheduler(name: str) -> Scheduler:
     """The sampler of a WebUI's name or of diffusers' class name; capitals and extra spaces do not matter.
 

@@ -127,7 +127,7 @@ class Sampling(Section):
         [0.5, 0.25], min_length=1, description="share of a contest that goes on after each, and one more"
     )
     prune_min_correlation: float = Field(
-        0.2, ge=-1, le=1, description="rank correlation of early and final ranking below which pruning ends itself"
+        0.3, ge=-1, le=1, description="rank correlation of early and final ranking below which pruning ends itself"
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""
 DECODED_PIXELS = 2**20
 """Decoded at once: four pictures of 512 x 512, or one that is larger. The VAE's memory grows with it."""
+
+
+@cache
+def _version() -> str:
+    return version("raft-diffusion")
 
 
 def _stored(path: Path) -> StoredLora:
@@ -250,15 +255,9 @@ class DiffusionPolicy:
     @torch.no_grad()
     def finish(self, parts: Sequence[Partway], settings: Settings) -> list[Sample]:
         """The pictures that these become. Raises ValueError when one is not finite."""
-        samples: list[Sample] = []
-
-        def work(batch: Sequence[Partway]) -> Partway:
-            whole = joined(batch)
-            return self._advance(whole, len(whole.scheduler.timesteps), settings)
-
-        for _, whole in self._sampling.batches(parts, settings.batch_size, work):
-            samples += self._finished(whole.draws, whole.latents, settings)
-        return samples
+        done = self.go_on(parts, len(parts[0].scheduler.timesteps), settings)
+        latents = torch.cat([part.latents for part in done])
+        return self._finished([draw for part in done for draw in part.draws], latents, settings)
 
     @torch.no_grad()
     def foreseen(self, parts: Sequence[Partway], settings: Settings) -> list[Sample]:
@@ -395,5 +394,5 @@ class DiffusionPolicy:
             lora=lora,
             adapter=adapter,
             rng="CPU",
-            version=f"raft_diffusion {version('raft-diffusion')}",
+            version=f"raft_diffusion {_version()}",
         )
