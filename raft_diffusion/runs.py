@@ -198,6 +198,7 @@ class Run:
 
     def _select(self, groups: Sequence[Group]) -> Selection:
         """By the person where one has scored the round, else as the settings say."""
+        self._figures = {}
         if HUMAN in groups[0].candidates[0].scores:
             return select_chosen(self.config.selection.best)(groups)
         selection = self._make.make_select(self.config)(groups)

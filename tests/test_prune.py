@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raft_diffusion import assemble
+from raft_diffusion.bench.setup import bench_config
 from raft_diffusion.checks import check
 from raft_diffusion.core.halving import kept
 from raft_diffusion.core.unfinished import Shelf
@@ -252,6 +253,12 @@ def test_the_plan_counts_what_pruning_saves():
 def test_settings_that_cannot_prune_are_refused(changes, told):
     with pytest.raises(ValueError, match=told):
         configure(*changes)
+
+
+@pytest.mark.parametrize("change", ["sampling.prune=predicted_x0", "sampling.guidance_interval=[0, 0.5]"])
+def test_the_bench_refuses_rounds_that_its_floor_does_not_have(change):
+    with pytest.raises(ValueError, match=r"leave out sampling\.prune and sampling\.guidance_interval"):
+        bench_config(images=32, changes=[change])
 
 
 def test_what_a_person_ranks_and_what_only_the_model_likes_is_not_pruned():
