@@ -10,12 +10,13 @@ from typing import Any
 
 from .checks import check as check
 from .checks import published, ranks_by_log_ratio, ranks_by_person
+from .core import halving
 from .core.choices import select_chosen
 from .core.config import Config
 from .core.guard import guard_draws
 from .core.loop import Reward
 from .core.prompts import draw_round
-from .core.records import Draw, Prompt, Sample
+from .core.records import Draw, Group, Prompt, Sample, Selection
 from .core.select import Select
 from .core.store import RunFolder
 from .guarding import Guard, held_out_score, measure, watch_of
@@ -106,6 +107,7 @@ def user_settings(config: Config) -> Any:
         guidance_scale=sampling.guidance_scale,
         scheduler=sampling.scheduler,
         batch_size=sampling.batch_size,
+        guidance_interval=(sampling.guidance_interval[0], sampling.guidance_interval[1]),
     )
 
 
@@ -168,6 +170,10 @@ def run_rewards(config: Config, policy: Any) -> list[Reward]:
         from .diffusion.log_ratio import LogRatio
 
         rewards.append(LogRatio(policy))
+    if config.sampling.prune:
+        from .prune import early_reward
+
+        rewards.append(early_reward(config.sampling.prune_at))
     return rewards
 
 
@@ -230,18 +236,40 @@ def make_tuner(config: Config, progress: Progress | None = None, *, index: int =
     )
 
 
-def make_sampler(config: Config, policy: Any, progress: Progress | None = None) -> Any:
-    """What candidates come from: the policy that learns, the base where the settings ask for it, and other sources."""
+def make_sampler(
+    config: Config,
+    policy: Any,
+    progress: Progress | None = None,
+    *,
+    rewards: Sequence[Reward] = (),
+    root: Path | None = None,
+) -> Any:
+    """What candidates come from: the policy that learns, the base where the settings ask for it, and other sources.
+
+    rewards: those of `run_rewards`, which pruning may need. root: the run's folder, whose rounds say whether it goes
+    on.
+    """
+    from .prune import pruned
+
     share = config.sampling.base_share
+    own = pruned(config, policy, rewards, root=root, progress=progress) if config.sampling.prune else policy
     if not share:
-        return with_sources(config, policy, policy, progress)
+        return with_sources(config, own, policy, progress)
     from .fresh import FreshPolicy
 
     def from_base(draws: Sequence[Draw]) -> list[Sample]:
         with policy.base():
-            return policy.generate(draws, settings=collecting(config))
+            return own.generate(draws, settings=collecting(config))
 
-    return with_sources(config, FreshPolicy(policy, from_base=from_base, share=share), policy, progress)
+    return with_sources(config, FreshPolicy(own, from_base=from_base, share=share), policy, progress)
+
+
+def figures(config: Config, groups: Sequence[Group], selection: Selection) -> dict[str, float]:
+    """What a round's numbers say beside the tuner's: how its contests were pruned, if that is asked for."""
+    sampling = config.sampling
+    if not sampling.prune:
+        return {}
+    return halving.figures(groups, selection.keys, k=sampling.samples_per_prompt, at=sampling.prune_at)
 
 
 def begin(config: Config, policy: Any, folder: Path, progress: Progress | None = None) -> None:

@@ -40,6 +40,7 @@ def check(config: Config) -> None:
         lambda: check_heads(rewards.scorer, list(rewards.weights), rewards.sources),
         lambda: check_model_here(config.model, revision=config.revision, variant=config.variant),
         lambda: check_sources(config),
+        lambda: _check_prune(config),
     ]
     run_all(checks)
 
@@ -78,11 +79,25 @@ def _check_person(config: Config) -> None:
     odd += ["rewards.custom"] if config.rewards.custom else []
     odd += [f"selection.{key}" for key in ("top_fraction", "top_count", "tau") if getattr(selection, key) is not None]
     odd += [f"selection.{key}" for key in ("min_spread", "diversity") if getattr(selection, key)]
+    odd += ["sampling.prune"] if config.sampling.prune else []
     odd += ["stop_when_flat"] if config.stop_when_flat is not None else []
     if odd:
         raise ValueError(f"the reward {HUMAN} ranks alone, for you choose: take out {', '.join(odd)}")
     if config.rewards.weights[HUMAN] <= 0:
         raise ValueError(f"rewards.weights.{HUMAN} is {config.rewards.weights[HUMAN]:g}; it must be above 0")
+
+
+def _check_prune(config: Config) -> None:
+    """What ranks early must be able to rank an unfinished picture."""
+    if (
+        config.sampling.prune == "predicted_x0"
+        and ranks_by_log_ratio(config.rewards)
+        and len(config.rewards.weights) == 1
+    ):
+        raise ValueError(
+            'sampling.prune = "predicted_x0" ranks by rewards of pictures, and log_ratio, which is none, ranks alone; '
+            "add one, or leave prune out"
+        )
 
 
 def ranks_by_log_ratio(rewards: Rewards) -> bool:

@@ -8,6 +8,7 @@ import warnings
 
 import typer
 
+from .commands.bench import bench
 from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.evaluate import evaluate
@@ -32,7 +33,7 @@ PANELS = {
     "Train": (demo, presets, plan, train),
     "Look and compare": (watch, sample, score, rank, review, evaluate, report),
     "Take away": (export, inspect, merge),
-    "This machine": (doctor,),
+    "This machine": (doctor, bench),
 }
 
 app = typer.Typer(

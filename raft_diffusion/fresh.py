@@ -30,7 +30,7 @@ class FreshPolicy:
         parts = [[draw for draw in draws if ((draw.prompt.id, draw.group) in fresh) is side] for side in (True, False)]
         samples = [*self._from_base(parts[0]), *self._tuned.generate(parts[1])]
         made = {sample.id: sample for sample in samples}
-        return [made[draw.id] for draw in draws]
+        return [made[draw.id] for draw in draws if draw.id in made]  # some may be pruned
 
     def save(self, folder: Path) -> None:
         self._tuned.save(folder)

@@ -77,7 +77,8 @@ class Run:
         self._crew = self._policy.crew = crew
         if crew:
             crew.meet(self._policy, self._rewards)
-        sampler = make.make_sampler(config, self._policy, self._tell)
+        sampler = make.make_sampler(config, self._policy, self._tell, rewards=self._rewards, root=self.folder)
+        self._figures: Mapping[str, float] = {}  # of the round in hand, beside the tuner's
         make_folder(self.folder)
         self._lock = RunLock.take(self.folder)
         if (index := overruled(self.folder, best=config.selection.best)) is not None:
@@ -200,16 +201,20 @@ class Run:
 
     def _select(self, groups: Sequence[Group]) -> Selection:
         """By the person where one has scored the round, else as the settings say."""
+        self._figures = {}
         if HUMAN in groups[0].candidates[0].scores:
             return select_chosen(self.config.selection.best)(groups)
-        return self._make.make_select(self.config)(groups)
+        selection = self._make.make_select(self.config)(groups)
+        self._figures = self._make.figures(self.config, groups, selection)
+        return selection
 
     def _tune(self, policy: Any, winners: Sequence[Winner], *, seed: int) -> Mapping[str, float]:
         """The policy that learns, whatever the candidates came from. The loop tunes right before it stores the round,
         so the store says which one it is."""
         index = self._store.completed() + 1
         try:
-            return self._make.make_tuner(self.config, self._tell, index=index)(self._policy, winners, seed=seed)
+            tuner = self._make.make_tuner(self.config, self._tell, index=index)
+            return {**tuner(self._policy, winners, seed=seed), **self._figures}
         except Diverged as error:
             raise ValueError(self._stop_before(index, error)) from error
 

@@ -54,6 +54,7 @@ class Order:
     height: int
     steps: int
     cfg_scale: float
+    guidance_interval: tuple[float, float]
     sampler: str
     clip_skip: int
     count: int
@@ -84,7 +85,7 @@ def make_order(
     Raises ValueError for a run or a prompt that cannot be used.
     """
     values: dict[str, Any] = {"model": POCKET, "vae": None, "lora": None, "clip_skip": 1, "sampler": "DPM++ 2M"}
-    values |= {"lora_scale": 1.0}
+    values |= {"lora_scale": 1.0, "guidance_interval": (0.0, 1.0)}
     values |= {"batch_size": 8, "precision": "auto"} | dict.fromkeys(_OF_MODEL)
     prompts = [prompt for text in texts for prompt in find_prompts(text)]
     if run is not None:
@@ -121,6 +122,7 @@ def _settings_of(config: Config) -> dict[str, Any]:
         "height": sampling.height,
         "steps": sampling.num_inference_steps,
         "cfg_scale": sampling.guidance_scale,
+        "guidance_interval": tuple(sampling.guidance_interval),
         "sampler": sampling.scheduler,
         "clip_skip": sampling.clip_skip,
         "lora_scale": sampling.lora_scale,
@@ -170,6 +172,7 @@ def load_policy(order: Order, *, device: str, threads: int | None) -> DiffusionP
         height=order.height,
         num_inference_steps=order.steps,
         guidance_scale=order.cfg_scale,
+        guidance_interval=order.guidance_interval,
         scheduler=order.sampler,
         batch_size=order.batch_size,
     )

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 
@@ -115,6 +116,7 @@ _WEBUI_TYPES = (
 )
 
 
+@cache
 def find_scheduler(name: str) -> Scheduler:
     """The sampler of a WebUI's name or of diffusers' class name; capitals and extra spaces do not matter.
 
@@ -165,6 +167,7 @@ class Infotext:
     model, vae: names, "" for the unknown or the model's own. clip_skip: 1 is the text encoder's last layer.
     lora: strength by the LoRA's file name without its ending. A WebUI takes LoRAs from the prompt, so they are written
         there as `<lora:name:strength>`, and read back from there.
+    guidance_interval: the part of the steps that is guided, where it is not all; an entry that WebUIs ignore.
     adapter: the same for a LoRA without a file name that a WebUI could find, such as a run's: an entry of its own,
         which WebUIs ignore.
     rng: where the starting noise was drawn; a WebUI's own default is the GPU.
@@ -185,6 +188,7 @@ class Infotext:
     clip_skip: int = 1
     lora: Mapping[str, float] = field(default_factory=dict)
     adapter: str = ""
+    guidance_interval: str = ""
     rng: str = ""
     version: str = ""
 
@@ -196,6 +200,7 @@ class Infotext:
             "Sampler": self.sampler,
             "Schedule type": self.schedule_type,
             "CFG scale": _number(self.cfg_scale),
+            "Guidance interval": self.guidance_interval,
             "Seed": str(self.seed),
             "Size": f"{self.width}x{self.height}",
             "Model": self.model,
@@ -253,6 +258,7 @@ def parse_infotext(text: str) -> Infotext | None:
             clip_skip=int(values.get("Clip skip", "1")),
             lora={name: float(strength) for name, strength in _LORA.findall(prompt)},
             adapter=values.get("Adapter", ""),
+            guidance_interval=values.get("Guidance interval", ""),
             rng=values.get("RNG", ""),
             version=values.get("Version", ""),
         )

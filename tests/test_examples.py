@@ -58,6 +58,7 @@ def is_carried(command: str) -> bool:
         "style-prompts",
         "model.safetensors",
         "pickscore",
+        "--random-weights",
     )
     return not any(word in command for word in others)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,6 +83,12 @@ class Sampling(Section):
     height: int = Field(512, ge=8, le=8192, multiple_of=8, description="px")
     num_inference_steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(7.5, ge=0, description="guidance of the user and of the evaluation; 1 or less: none")
+    guidance_interval: list[Share] = Field(
+        [0.0, 1.0],
+        min_length=2,
+        max_length=2,
+        description="where guidance is on, shares of the steps; else half the work",
+    )
     collect_guidance_scale: float | None = Field(None, ge=0, description="guidance of candidates; none: the user's")
     collect_guidance_decay: Share = Field(
         1.0,
@@ -109,6 +116,28 @@ class Sampling(Section):
     tiny_decoder: str | None = Field(
         None, min_length=1, description="an AutoencoderTiny that decodes candidates, a folder or hub id; none: the VAE"
     )
+
+    prune: Literal["predicted_x0", "guidance"] | None = Field(
+        None,
+        description="drop candidates while they are sampled, by the rewards of what is foreseen or by what guidance "
+        "changes; none: off",
+    )
+    prune_at: list[Share] = Field([0.25, 0.5], min_length=1, description="after which shares of the steps")
+    prune_keep: list[Share] = Field(
+        [0.5, 0.25], min_length=1, description="share of a contest that goes on after each, and one more"
+    )
+    prune_min_correlation: float = Field(
+        0.3, ge=-1, le=1, description="rank correlation of early and final ranking below which pruning ends itself"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Sampling:
+        low, high = self.guidance_interval
+        if low >= high:
+            raise ValueError(f"guidance_interval is {low:g} to {high:g}; the first share must be below the second")
+        if self.prune is not None:
+            _check_prune(self)
+        return self
 
 
 class Rewards(Section):
@@ -292,10 +321,33 @@ def _item(prompt: Prompt) -> dict[str, Any]:
     return {"text": prompt.text, "weight": prompt.weight, "negative": prompt.negative or None}
 
 
+def _check_prune(sampling: Sampling) -> None:
+    at, keep, k = sampling.prune_at, sampling.prune_keep, sampling.samples_per_prompt
+    if len(at) != len(keep):
+        raise ValueError(f"prune_at has {len(at)} shares and prune_keep {len(keep)}; give one of each for every stop")
+    if not all(0 < one < other for one, other in zip(at, [*at[1:], 1], strict=True)):
+        raise ValueError(f"prune_at is {at}; its shares of the steps must rise, above 0 and below 1")
+    if set(sampling.sources) != {OWN}:
+        raise ValueError("prune stops the policy's own sampling: leave it out, or let the policy make all candidates")
+    counts = [k, *(max(1, round(share * k)) + 1 for share in keep)]
+    if not all(one > other for one, other in pairwise(counts)):
+        raise ValueError(
+            f"prune_keep is {keep}, which with the one that is spared keeps {counts[1:]} of {k} candidates; each stop "
+            "must leave some out, so lower it or raise samples_per_prompt"
+        )
+    guidance = sampling.guidance_scale if sampling.collect_guidance_scale is None else sampling.collect_guidance_scale
+    if sampling.prune == "guidance" and (guidance <= 1 or sampling.guidance_interval[0] >= at[0]):
+        raise ValueError('prune = "guidance" needs candidates that are guided before the first stop; take predicted_x0')
+
+
 def _misfits(
     prompts: Prompts | None, sampling: Sampling | None, rewards: Rewards | None, selection: Selection | None
 ) -> Iterator[str]:
     """What is wrong between sections; None stands for a section that is wrong by itself."""
+    if selection and sampling and sampling.prune:
+        left = max(1, round(sampling.prune_keep[-1] * sampling.samples_per_prompt))
+        if selection.best > left:
+            yield f"selection.best is {selection.best}, more than the {left} that sampling.prune_keep ranks to the end"
     if selection:
         candidates, method = sampling and sampling.samples_per_prompt, rewards and rewards.method
         yield from selection_misfits(selection, candidates=candidates, method=method)

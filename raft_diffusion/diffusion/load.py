@@ -80,11 +80,11 @@ class Components:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device  # diffusers' own property looks through every module
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
 
 def choose_dtype(precision: str, device: str) -> torch.dtype:

@@ -32,10 +32,12 @@ class Picture:
 
     latent: (C, h, w) float32 on the CPU, scaled as the UNet sees it, so that it can be trained on as it is.
     image: the same decoded, RGB, (h * f, w * f) pixels for a VAE of factor f.
+    early: its score at each stop, where its contest was pruned on the way.
     """
 
     latent: torch.Tensor
     image: Image.Image
+    early: tuple[float, ...] = ()
 
 
 class PictureCodec:

@@ -5,12 +5,11 @@ Legend: B pictures a batch, C latent channels, (h, w) the latent's size, T token
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,23 @@ from ..crew import Crew, Stance, made
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
 from ..room import Room
 from ..tuning_state import digest_of
-from ..webui import Infotext, PromptWarning, check_eta, find_scheduler, literal_syntax, shortened
+from ..webui import Infotext, PromptWarning, find_scheduler, literal_syntax, shortened
 from .adapter import Adapter
 from .load import Components
 from .lora_weights import load_weights
+from .partway import Partway, advance, begin, joined
 from .pictures import Picture
-from .settings import Settings, make_scheduler
+from .settings import Settings, scheduler_of
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as the work goes on."""
 DECODED_PIXELS = 2**20
 """Decoded at once: four pictures of 512 x 512, or one that is larger. The VAE's memory grows with it."""
+
+
+@cache
+def _version() -> str:
+    return version("raft-diffusion")
 
 
 def _stored(path: Path) -> StoredLora:
@@ -188,7 +193,7 @@ class DiffusionPolicy:
         """
         settings = settings or self.settings
         self._scheduler(settings)
-        made_of = self._made_of(settings) if self.shelf else None
+        made_of = self.made_of(settings) if self.shelf else None
         samples: list[Sample] = []
         batches = [draws[start : start + settings.batch_size] for start in range(0, len(draws), settings.batch_size)]
         for answers in made(batches, settings, self, shelf=self.shelf, made_of=made_of, crew=self.crew):
@@ -210,7 +215,7 @@ class DiffusionPolicy:
         self.trained.set_strength(stance.strength)
         self._switch(stance.on)
 
-    def _made_of(self, settings: Settings) -> list[object]:
+    def made_of(self, settings: Settings) -> list[object]:
         """What samples follow from beside their draws and the frozen model."""
         adapter = None if self._is_base else self.adapter
         return [repr(settings), [adapter.strength, digest_of(adapter.parameters())] if adapter else "base"]
@@ -221,14 +226,60 @@ class DiffusionPolicy:
         samples: list[Sample] = []
         denoise = partial(self._denoise, settings=settings, scheduler=self._scheduler(settings))
         for part, latents in self._sampling.batches(batch, len(batch), denoise):
-            for draw, latent in zip(part, latents, strict=True):
-                if not latent.isfinite().all():
-                    raise ValueError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
-            images = self.decode(latents, tiny=settings.tiny_decoder)
-            for draw, latent, image in zip(part, latents.cpu(), images, strict=True):
-                image.info["parameters"] = self._infotext(draw, settings).text()
-                samples.append(Sample(draw, Picture(latent.clone(), image)))
+            samples += self._finished(part, latents, settings)
         return samples
+
+    def _finished(self, draws: Sequence[Draw], latents: torch.Tensor, settings: Settings) -> list[Sample]:
+        for draw, latent in zip(draws, latents, strict=True):
+            if not latent.isfinite().all():
+                raise ValueError(f"sample {draw.id} ({draw.prompt.text!r}) is not finite; tune more gently")
+        samples = []
+        images = self.decode(latents, tiny=settings.tiny_decoder)
+        for draw, latent, image in zip(draws, latents.cpu(), images, strict=True):
+            image.info["parameters"] = self._infotext(draw, settings).text()
+            samples.append(Sample(draw, Picture(latent.clone(), image)))
+        return samples
+
+    def calls(self, settings: Settings) -> int:
+        """How often the UNet runs for one picture, guidance left out."""
+        return len(self._scheduler(settings).timesteps)
+
+    @torch.no_grad()
+    def start(self, draws: Sequence[Draw], settings: Settings) -> list[Partway]:
+        """Noise, from which `go_on` and `finish` make the pictures that `generate` would; each by itself.
+
+        Raises ValueError when the settings do not fit the model.
+        """
+        parts: list[Partway] = []
+        for first in range(0, len(draws), settings.batch_size):
+            batch = draws[first : first + settings.batch_size]
+            parts += self._begin(batch, settings, self._scheduler(settings)).split()
+        return parts
+
+    @torch.no_grad()
+    def go_on(self, parts: Sequence[Partway], until: int, settings: Settings) -> list[Partway]:
+        """These pictures after `until` calls of the UNet, batch by batch, watched (see `Partway`). Those given stay."""
+        found: list[Partway] = []
+
+        def work(batch: Sequence[Partway]) -> Partway:
+            return self._advance(joined(batch), until, settings, watched=True)
+
+        for _, whole in self._sampling.batches(parts, settings.batch_size, work):
+            found += whole.split()
+        return found
+
+    @torch.no_grad()
+    def finish(self, parts: Sequence[Partway], settings: Settings) -> list[Sample]:
+        """The pictures that these become. Raises ValueError when one is not finite."""
+        done = self.go_on(parts, len(parts[0].scheduler.timesteps), settings)
+        latents = torch.cat([part.latents for part in done])
+        return self._finished([draw for part in done for draw in part.draws], latents, settings)
+
+    @torch.no_grad()
+    def foreseen(self, parts: Sequence[Partway], settings: Settings) -> list[Sample]:
+        """The pictures as they would look if the last call of the UNet were right about them."""
+        latents = torch.cat([part.foreseen for part in parts if part.foreseen is not None])
+        return self._finished([draw for part in parts for draw in part.draws], latents, settings)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, *, tiny: bool = False) -> list[Image.Image]:
@@ -291,53 +342,22 @@ class DiffusionPolicy:
         return torch.stack([cache[text] for text in texts])
 
     def _scheduler(self, settings: Settings) -> Any:
-        factor = self.components.scale_factor
-        for name in ("width", "height"):
-            pixels = getattr(settings, name)
-            if pixels % factor:
-                near = max(factor, round(pixels / factor) * factor)
-                raise ValueError(f"{name} is {pixels}; this model needs a multiple of {factor}, such as {near}")
-        if settings.tiny_decoder and self.components.tiny_decoder is None:
-            raise ValueError("these settings decode with a tiny decoder, and the model was loaded without one")
-        scheduler = make_scheduler(settings.scheduler, self.components.scheduler_config)
-        if settings.num_inference_steps > scheduler.config.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps is {settings.num_inference_steps}; "
-                f"the model knows only {scheduler.config.num_train_timesteps} noise levels"
-            )
-        check_eta(settings.eta, settings.scheduler)
-        try:
-            scheduler.set_timesteps(settings.num_inference_steps)
-        except ValueError:
-            raise ValueError(
-                f"the scheduler {settings.scheduler!r} cannot take {settings.num_inference_steps} steps: "
-                "LCM and TCD take 50 at most, PNDM 4 at least"
-            ) from None
-        return scheduler
+        return scheduler_of(settings, self.components)
 
     def _denoise(self, draws: Sequence[Draw], settings: Settings, scheduler: Any) -> torch.Tensor:
         """The latents (B, C, h, w), float32 on the device. All noise comes from one CPU generator a picture."""
-        unet, device, dtype = self.components.unet, self.components.device, self.components.dtype
+        start = self._begin(draws, settings, scheduler)
+        return self._advance(start, len(start.scheduler.timesteps), settings).latents
+
+    def _begin(self, draws: Sequence[Draw], settings: Settings, scheduler: Any) -> Partway:
         factor = self.components.scale_factor
-        shape = (1, unet.config["in_channels"], settings.height // factor, settings.width // factor)
-        generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
-        scheduler.set_timesteps(settings.num_inference_steps, device=device)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        latents = noise.to(device) * settings.noise_scale * scheduler.init_noise_sigma
-        known = inspect.signature(scheduler.step).parameters
-        extra = {k: v for k, v in {"eta": settings.eta, "generator": generators}.items() if k in known}
-        guided = settings.guidance_scale > 1
-        negatives = [draw.prompt.negative for draw in draws] if guided else []
-        text = self.embed([*negatives, *(draw.prompt.text for draw in draws)]).to(dtype)
-        for timestep in scheduler.timesteps:
-            inputs = scheduler.scale_model_input(latents, timestep).to(dtype)
-            inputs = torch.cat([inputs, inputs]) if guided else inputs
-            output = unet(inputs, timestep, encoder_hidden_states=text, return_dict=False)[0].float()
-            if guided:
-                negative, positive = output.chunk(2)
-                output = negative + settings.guidance_scale * (positive - negative)
-            latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
-        return latents
+        shape = (self.components.unet.config["in_channels"], settings.height // factor, settings.width // factor)
+        return begin(draws, settings, scheduler, shape=shape, device=self.components.device)
+
+    def _advance(self, part: Partway, until: int, settings: Settings, *, watched: bool = False) -> Partway:
+        negatives = [draw.prompt.negative for draw in part.draws] if settings.guidance_scale > 1 else []
+        text = self.embed([*negatives, *(draw.prompt.text for draw in part.draws)]).to(self.components.dtype)
+        return advance(part, until, settings, unet=self.components.unet, text=text, watched=watched)
 
     def _infotext(self, draw: Draw, settings: Settings) -> Infotext:
         """The LoRA that is being trained has no name yet and goes unnamed."""
@@ -356,6 +376,9 @@ class DiffusionPolicy:
             sampler=scheduler.sampler,
             schedule_type=scheduler.schedule_type,
             cfg_scale=settings.guidance_scale,
+            guidance_interval=""
+            if settings.guidance_interval == (0, 1)
+            else "{:g} to {:g}".format(*settings.guidance_interval),
             seed=draw.seed,
             width=settings.width,
             height=settings.height,
@@ -365,5 +388,5 @@ class DiffusionPolicy:
             lora=lora,
             adapter=adapter,
             rng="CPU",
-            version=f"raft_diffusion {version('raft-diffusion')}",
+            version=f"raft_diffusion {_version()}",
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import rename_whole
 from ..core.loop import Reward, Selector
 from ..core.prompts import draw_round
-from ..core.records import Draw, Prompt, Sample, derive_seed
+from ..core.records import Draw, Group, Prompt, Sample, Selection, derive_seed
 from ..core.select import Select
 from ..core.store import RunFolder
 from ..guarding import Guard
@@ -70,7 +70,14 @@ def make_policy(config: TextConfig, progress: Progress | None = None) -> TextPol
     return policy
 
 
-def make_sampler(config: TextConfig, policy: TextPolicy, progress: Progress | None = None) -> Any:
+def make_sampler(
+    config: TextConfig,
+    policy: TextPolicy,
+    progress: Progress | None = None,
+    *,
+    rewards: Sequence[Reward] = (),
+    root: Path | None = None,
+) -> Any:
     """What the loop samples from and stores: the policy, or the pair with its teacher."""
     from .examples import Distillation
 
@@ -179,6 +186,11 @@ def make_select(config: TextConfig) -> Selector:
     rules = [at_least(rewards.min_words)] if rewards.min_words else []
     rules += [lacks(re.compile(rewards.discard))] if rewards.discard else []
     return Discard(select=select, rules=rules, least=max(2, selection.best)) if rules else select
+
+
+def figures(config: TextConfig, groups: Sequence[Group], selection: Selection) -> dict[str, float]:
+    """Nothing beside the tuner's numbers."""
+    return {}
 
 
 def make_tuner(config: TextConfig, progress: Progress | None = None, *, index: int = 1) -> Any:

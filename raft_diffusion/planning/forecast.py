@@ -6,10 +6,12 @@ Legend: P prompts a round, G groups a prompt, K candidates a group, N = P * G * 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
+from ..core.halving import guided_calls, phases
 from ..core.records import OWN
 from ..core.timing import clock
 from ..guarding import watch_of
@@ -112,7 +114,7 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
     images, ood_pairs = images_per_round(config), tests.ood_pairs if config.prompts.held_out else 0
     tested, looked = 2 * (tests.pairs + ood_pairs), look_images(config)
     calls, looks = unet_calls(sampling.scheduler, sampling.num_inference_steps, networks), log_ratio_looks(config)
-    own = own_share(config)
+    as_used = calls + (len(guided_calls(calls, sampling.guidance_interval)) if sampling.guidance_scale > 1 else 0)
     guided = any(guided_shares(config)) or sampling.guidance_scale > 1
     most = max(images, tests.pairs, ood_pairs, looked)
 
@@ -138,13 +140,13 @@ def forecast(config: Config, *, machine: Machine, measured: Measured | None = No
         width=sampling.width,
         height=sampling.height,
         steps=sampling.num_inference_steps,
-        unet_evaluations=round(images * sum(own * calls * (1 + share) + looks for share in guided_shares(config))),
+        unet_evaluations=round(images * sum(per_candidate(config, calls, share) for share in guided_shares(config))),
         tuning_steps=config.rounds * tuning.steps,
         tuning_samples=config.rounds * tuning.steps * tuning.gradient_accumulation * tuning.batch_size,
         guard_images=(config.rounds + 1) * looked,
-        guard_unet_evaluations=(config.rounds + 1) * looked * calls * (2 if sampling.guidance_scale > 1 else 1),
+        guard_unet_evaluations=(config.rounds + 1) * looked * as_used,
         evaluation_images=tested,
-        evaluation_unet_evaluations=tested * (calls * (2 if sampling.guidance_scale > 1 else 1) + looks),
+        evaluation_unet_evaluations=tested * (as_used + looks),
         seconds_start=speed.start + parts.weights / 1e9,  # a disk reads about 1 GB a second
         seconds_per_round=_round(config, parts, speed, measured, images=images, calls=calls) + look,
         seconds_guard=look,
@@ -165,6 +167,40 @@ def guided_shares(config: Config) -> list[float]:
     fresh = config.sampling.base_share
     first, *_ = guided = [config.collect_guidance(index) > 1 for index in range(1, config.rounds + 1)]
     return [fresh * first + (1 - fresh) * now for now in guided]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the sampling: which share of the candidates sees it, in how many calls of the UNet on one row each and
+    in how many on two."""
+
+    alive: float
+    once: int
+    twice: int
+
+
+def stages(config: Config, calls: int, *, guided: bool) -> list[Stage]:
+    """What candidates go through in a round that is guided, or not: one stage where nothing is pruned."""
+    sampling, k = config.sampling, config.sampling.samples_per_prompt
+    prunes = sampling.prune == "predicted_x0" or (sampling.prune == "guidance" and guided)
+    at, keep = (sampling.prune_at, sampling.prune_keep) if prunes else ((), ())
+    within = guided_calls(calls, sampling.guidance_interval) if guided else range(0)
+    found = []
+    for phase in phases(calls, k, at=at, keep=keep):
+        twice = len(set(within) & set(range(phase.first, phase.end)))
+        found.append(Stage(phase.alive / k, phase.end - phase.first - twice, twice))
+    return found
+
+
+def per_candidate(config: Config, calls: int, share: float) -> float:
+    """Evaluations of the UNet for a candidate, as a mean. share: of those that are guided."""
+
+    def mean(guided: bool) -> float:
+        gone = stages(config, calls, guided=guided)
+        sampled = sum(stage.alive * (stage.once + 2 * stage.twice) for stage in gone)
+        return own_share(config) * sampled + gone[-1].alive * log_ratio_looks(config)
+
+    return share * mean(True) + (1 - share) * mean(False)
 
 
 def log_ratio_looks(config: Config) -> int:
@@ -238,28 +274,44 @@ def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None
     guided, decoder, looks = guided_shares(config), parts.tiny_decoder, log_ratio_looks(config)
     share = sum(guided) / len(guided)
     own = round(own_share(config) * images)
-    with_guidance, without = (
-        _drawn(parts, decoder, speed, count=own, batch=batch, calls=calls, guided=twice) for twice in (True, False)
-    )
-    sampled = share * with_guidance + (1 - share) * without + (images - own) * speed.forward(parts.encoder, 1)
-    sampled += _scored(parts, speed, count=images, batch=batch, looks=looks)
+
+    def candidates(twice: bool) -> float:
+        gone = stages(config, calls, guided=twice)
+        drawn = _drawn(parts, decoder, speed, count=own, batch=batch, gone=gone)
+        if config.sampling.prune == "predicted_x0":
+            for stage in gone[:-1]:
+                drawn += _looked(parts, decoder, speed, count=round(stage.alive * own), batch=batch)
+        left = round(gone[-1].alive * images)
+        return drawn + _scored(parts, speed, count=left, batch=batch, looks=looks)
+
+    sampled = share * candidates(True) + (1 - share) * candidates(False)
+    sampled += (images - own) * speed.forward(parts.encoder, 1)
     return sampled + tuning.steps * tuning.gradient_accumulation * step
 
 
 def _as_used(config: Config, parts: Parts, speed: Speed, *, count: int, calls: int, looks: int = 0) -> float:
     """Seconds of pictures as the user samples them: the evaluation's and the guard's."""
-    guided, batch = config.sampling.guidance_scale > 1, config.sampling.batch_size
-    drawn = _drawn(parts, parts.decoder, speed, count=count, batch=batch, calls=calls, guided=guided)
+    sampling, batch = config.sampling, config.sampling.batch_size
+    twice = len(guided_calls(calls, sampling.guidance_interval)) if sampling.guidance_scale > 1 else 0
+    drawn = _drawn(parts, parts.decoder, speed, count=count, batch=batch, gone=[Stage(1, calls - twice, twice)])
     return drawn + _scored(parts, speed, count=count, batch=batch, looks=looks)
 
 
-def _drawn(parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, calls: int, guided: bool) -> float:
-    """Seconds to sample and decode `count` pictures, batch by batch."""
+def _drawn(parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int, gone: Sequence[Stage]) -> float:
+    """Seconds to sample `count` pictures and decode those that are left, batch by batch."""
     total = 0.0
-    for n, times in _batches(count, batch):
-        total += times * calls * speed.forward(parts.unet, n * (2 if guided else 1))
-        total += times * speed.forward(decoder, n)
-    return total
+    for stage in gone:
+        for n, times in _batches(round(stage.alive * count), batch):
+            total += times * stage.once * speed.forward(parts.unet, n)
+            total += times * stage.twice * speed.forward(parts.unet, 2 * n)
+    left = round(gone[-1].alive * count)
+    return total + sum(times * speed.forward(decoder, n) for n, times in _batches(left, batch))
+
+
+def _looked(parts: Parts, decoder: Cost, speed: Speed, *, count: int, batch: int) -> float:
+    """Seconds to decode and rank `count` pictures that are not finished."""
+    seen = sum(times * speed.forward(decoder, n) for n, times in _batches(count, batch))
+    return seen + _scored(parts, speed, count=count, batch=batch, looks=0)
 
 
 def _scored(parts: Parts, speed: Speed, *, count: int, batch: int, looks: int) -> float:
@@ -308,6 +360,14 @@ def _notes(config: Config, machine: Machine, device: str) -> list[str]:
         notes.append(
             f"{config.sampling.samples_per_prompt - own} of the {config.sampling.samples_per_prompt} candidates of a "
             f"contest come from {', '.join(others)}, without the UNet; what a program of your own takes is not counted"
+        )
+    if config.sampling.prune:
+        whole = config.with_overrides(["sampling.prune=none"])
+        calls = unet_calls(config.sampling.scheduler, config.sampling.num_inference_steps, find_networks(config.model))
+        cost, full = (sum(per_candidate(c, calls, s) for s in guided_shares(c)) for c in (config, whole))
+        notes.append(
+            f"pruning takes {cost / full:.0%} of the UNet evaluations of whole contests, "
+            f"{round(images_per_round(config) * (full - cost)):,} fewer, as long as the early ranking can be trusted"
         )
     if config.rewards.custom:
         notes.append("reward functions of your own are not counted")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.config import Config
-from ..sources import own_share
-from .forecast import guided_shares, images_per_round, log_ratio_looks, unet_calls
+from .forecast import guided_shares, images_per_round, per_candidate, unet_calls
 from .networks import find_networks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluations:
-    """Evaluations of the UNet on one picture each. sampling: of all candidates, two a step where guidance is on.
+    """Evaluations of the UNet on one picture each. sampling: of all candidates, two a step where guidance is on, as far
+    as they were sampled.
     tuning: forward passes of the training, each but those of the anti-drift loss with its backward pass."""
 
     sampling: int
@@ -22,11 +22,10 @@ class Evaluations:
 def evaluations(config: Config, rounds: int) -> Evaluations:
     """What the first `rounds` rounds cost; the pictures of the guard and of an evaluation are not counted."""
     calls = unet_calls(config.sampling.scheduler, config.sampling.num_inference_steps, find_networks(config.model))
-    images, looks = images_per_round(config), log_ratio_looks(config)
-    guided = sum(guided_shares(config)[:rounds])
+    each = sum(per_candidate(config, calls, share) for share in guided_shares(config)[:rounds])
     tuning = config.tuning
     seen = tuning.steps * tuning.batch_size * tuning.gradient_accumulation
     return Evaluations(
-        sampling=round(images * (own_share(config) * calls * (rounds + guided) + looks * rounds)),
+        sampling=round(images_per_round(config) * each),
         tuning=rounds * seen * (2 if tuning.anti_drift else 1),
     )

@@ -128,9 +128,14 @@ def cpu_speed(threads: int) -> Speed:
     )
 
 
+def card_key(name: str | None) -> str | None:
+    """The entry of `CARDS` that a card's name, such as "NVIDIA GeForce RTX 4090", stands for; None for none."""
+    return next((key for key in CARDS if name and re.search(rf"\b{re.escape(key)}\b", name)), None)
+
+
 def card_speed(name: str | None) -> Speed:
     """An estimate from a card's data sheet; none of them was measured."""
-    key = next((key for key in CARDS if name and re.search(rf"\b{re.escape(key)}\b", name)), None)
+    key = card_key(name)
     single, half, bandwidth = CARDS[key] if key else UNKNOWN_CARD
     basis = (
         f"estimated from the data sheet of {key}" if key else f"a guess, as {name or 'the card'} is not in its table"

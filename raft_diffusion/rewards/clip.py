@@ -166,6 +166,11 @@ class ClipTower:
         return cls(model, tokenize, mean=mean, std=std, heads=heads, **common)
 
     @property
+    def model(self) -> Any:
+        """open_clip's own module."""
+        return self._model
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the scores are called."""
         return tuple(self._prefix + name for name in (self._text_score, *self._heads))
