@@ -201,6 +201,7 @@ def test_corrupt_weights(here, capsys, part):
     assert "model" in sentence
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.sampled_from(sorted(Config.parse(TINY).flat())) | st.text(max_size=12),

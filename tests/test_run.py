@@ -230,6 +230,7 @@ def test_a_run_stopped_after_round_2_goes_on_to_the_same_end(copy, finished, con
     assert evaluation(copy) == evaluation(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_run_goes_on_to_the_same_end(finished, config, tmp_path):
     root = tmp_path / "killed"

@@ -187,7 +187,7 @@ def pipeline_makers(config: Any, *, batch: int) -> dict[str, Callable[[], tuple[
 
     from raft_diffusion import assemble
     from raft_diffusion.bench.watch import wait_and_look
-    from raft_diffusion.diffusion.sampler import make_scheduler
+    from raft_diffusion.diffusion.settings import make_scheduler
 
     assemble.prepare(config.threads)
     policy, other = base(config), base(config).components

@@ -191,8 +191,12 @@ def after(tmp_path_factory, before):
 
 @pytest.mark.parametrize(
     ("code", "once"),
-    [(errno.ENOSPC, False), (errno.EIO, False), (errno.EACCES, False), (errno.ENOSPC, True)],
-    ids=["full", "broken", "closed", "full for a moment"],
+    [
+        pytest.param(errno.ENOSPC, False, id="full"),
+        pytest.param(errno.EACCES, False, id="closed"),
+        pytest.param(errno.EIO, False, id="broken", marks=pytest.mark.slow),
+        pytest.param(errno.ENOSPC, True, id="full for a moment", marks=pytest.mark.slow),
+    ],
 )
 def test_a_disk_that_fails_at_any_write_leaves_the_round_whole_or_absent(tmp_path, before, after, code, once):
     whole = {name: data for name, data in tree(after).items() if name.startswith("rounds/002/")}

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from raft_diffusion.diffusion.load import choose_dtype, load
-from raft_diffusion.diffusion.sampler import make_scheduler
+from raft_diffusion.diffusion.settings import make_scheduler
 from raft_diffusion.sd15 import source
 
 module = importlib.import_module("raft_diffusion.diffusion.load")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raft_diffusion.core.records import Draw, Prompt
-from raft_diffusion.diffusion.sampler import make_scheduler
+from raft_diffusion.diffusion.settings import make_scheduler
 from raft_diffusion.webui import SCHEDULERS, parse_infotext
 
 PLAIN = [name for name, scheduler in SCHEDULERS.items() if name == scheduler.sampler]

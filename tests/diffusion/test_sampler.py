@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from raft_diffusion.core.records import Draw, Prompt
-from raft_diffusion.diffusion.sampler import DiffusionPolicy, make_scheduler
+from raft_diffusion.diffusion.sampler import DiffusionPolicy
+from raft_diffusion.diffusion.settings import make_scheduler
 from raft_diffusion.webui import SCHEDULERS, WITH_ETA, Infotext, PromptWarning, parse_infotext
 
 

@@ -126,6 +126,7 @@ def killed_after(events, config, folder):
     return len(batches)
 
 
+@pytest.mark.slow
 def test_a_text_run_that_is_killed_repeats_no_batch_and_ends_the_same(tmp_path):
     config = small("pocket-reviews", "sampling.batch_size=4", "tuning.steps=4", "evaluation.samples=4")
     alone = killed_after(10**9, config, tmp_path / "alone")

@@ -177,6 +177,7 @@ def test_the_first_candidates_are_those_of_base_plus_lora_and_tuning_goes_on_fro
     assert not torch.equal(latents(later), latents(samples))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_own_round(run):
     config, folder = run
     next(rd.Run(config, folder).rounds())
