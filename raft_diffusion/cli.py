@@ -52,6 +52,8 @@ for panel, commands in PANELS.items():
 
 def main() -> None:
     """Entry point: one sentence and exit code 2 for what the user can mend, 130 for Ctrl-C and SIGTERM."""
+    if is_helper() and sys.argv[1:2] not in (["train"], ["demo"]):
+        return  # other commands are done by the first process alone
     warnings.showwarning = _note
     end_as_by_ctrl_c()
     try:

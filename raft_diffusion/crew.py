@@ -151,7 +151,7 @@ class Crew:
 
 def in_parts(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
     """`count` consecutive parts of nearly equal size, fewer where there are fewer items."""
-    size = -(-len(items) // count)
+    size = max(1, -(-len(items) // count))
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 

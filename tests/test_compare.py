@@ -1,5 +1,6 @@
 """The base against every round, measured on the same draws."""
 
+import io
 import itertools
 import json
 
@@ -96,6 +97,7 @@ def test_every_round_is_measured_on_the_bases_draws_and_only_once(run, monkeypat
     assert compare.compare_rounds(config, run, pairs=4) == result
 
 
+@pytest.mark.slow
 def test_a_change_is_measured_anew_and_other_step_counts_lie_beside(run):
     config = Config.load(run / "config.toml")
     few = compare.compare_rounds(config, run, pairs=4, steps=[2, 3], numbers=[2])
@@ -125,3 +127,30 @@ def test_a_round_that_is_not_there_is_named(run, tmp_path):
         compare.compare_rounds(config, run, numbers=[7])
     with pytest.raises(ValueError, match="has no complete round to compare with the base; train it first"):
         compare.rounds_of(tmp_path, None)
+
+
+@pytest.mark.parametrize(("width", "told"), [(80, False), (160, True)])
+def test_the_table_fits_a_narrow_terminal_and_always_says_the_round(width, told):
+    from rich.console import Console
+
+    from raft_diffusion.commands.evaluate import table
+
+    names = ("object", "style", "object_ood", "style_ood", "held_out.text_image")
+    score = {"mean": 0.81, "difference": 0.4, "ci95": [0.42, 0.81], "win_rate": 0.9}
+    rows = [
+        {
+            "round": number,
+            "scores": dict.fromkeys(names, score),
+            "diversity": 0.14,
+            "drift": 0.3,
+            "unet_evaluations": {"sampling": 123_456},
+            "seconds": 600.0,
+        }
+        for number in range(3)
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table(rows, title="12 sampler steps", width=width))
+    lines = console.export_text().splitlines()
+    assert not any("\u2026" in line for line in lines)  # nothing was cut
+    assert [line.split()[0] for line in lines[-3:]] == ["0", "1", "2"]
+    assert ("123,456" in lines[-1]) is told

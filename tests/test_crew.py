@@ -111,6 +111,16 @@ def test_a_helper_that_cannot_load_says_so_at_its_first_part():
     assert codes == [1, 0]
 
 
+def test_other_commands_are_the_first_process_s_alone():
+    said = []
+    for rank in ("0", "1"):
+        words = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        command = [sys.executable, "-m", "raft_diffusion.cli", "presets"]
+        said.append(subprocess.run(command, env=os.environ | words, capture_output=True, text=True, check=True).stdout)
+    assert "pocket-monet" in said[0]
+    assert said[1] == ""
+
+
 def test_helpers_end_when_the_first_process_fails_on_its_own():
     codes, first, second = run("""together.share("sample", [["refuse"], ["b"]], "how")""")
     assert "ValueError: no such picture" in first

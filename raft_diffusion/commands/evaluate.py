@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 JUDGED = ("object", "style")
+WIDE = 100
+"""Characters in a line that the whole table needs."""
 EachRound = Annotated[bool, typer.Option("--each-round", help="Measure the base and the LoRA after every round.")]
 Steps = Annotated[
     str | None, typer.Option("--steps", metavar="N,N,...", help="With --each-round: at these sampler step counts.")
@@ -122,7 +124,7 @@ def _each_round(
     with _measuring(config, console, threads, "rounds") as progress:
         result = compare_rounds(config, run, steps=steps, pairs=pairs, progress=progress)
     for count, found in result["steps"].items():
-        console.print(table(found["rounds"], title=f"{count} sampler steps"))
+        console.print(table(found["rounds"], title=f"{count} sampler steps", width=console.width))
         wins = ", ".join(f"{name}: {won}" for name, won in found["win_count"]["wins"].items())
         console.print(f"prompts won by each round, 0 being the base, on {found['win_count']['score']}: {wins}")
     write_report(run)
@@ -139,7 +141,7 @@ def _beside(
     first, *rest = check_runs(config, run, others)
     with _measuring(config, console, threads, "runs") as progress:
         result = compare_runs(config, run, others, pairs=pairs, progress=progress)
-    console.print(table(result["rows"], title="the LoRA that each run keeps, on the same draws"))
+    console.print(table(result["rows"], title="the LoRA that each run keeps, on the same draws", width=console.width))
     judged, wins = result["win_count"]["score"], result["win_count"]["wins"]
     decisive, unit = (JUDGED[0], 100) if JUDGED[0] in result["rows"][0]["scores"] else (judged, 1)
     for name in rest:
@@ -167,9 +169,12 @@ def _measuring(config: Config, console: Console, threads: int | None, what: str)
         yield lambda _, done, total: bar.update(task, completed=done, total=total)
 
 
-def table(rows: list[dict[str, Any]], *, title: str) -> Table:
+def table(rows: list[dict[str, Any]], *, title: str, width: int) -> Table:
     """A line for each round or run: what judge and held-out reward say, the first with the 95 % interval of its change
-    from the base; how alike the pictures of one prompt are; how far the pictures moved; and the cost until there."""
+    from the base; how alike the pictures of one prompt are; how far the pictures moved; and the cost until there.
+
+    width: of the terminal. A narrow one is not told of the drift and the evaluations.
+    """
     from rich.table import Table
 
     from ..terminal import clean, clock
@@ -178,13 +183,15 @@ def table(rows: list[dict[str, Any]], *, title: str) -> Table:
     judged = [name for name in names if name.startswith(JUDGED)]
     held_out = [name for name in names if name.startswith("held_out.") and not name.endswith("_ood")][:1]
     shown = [*judged, *held_out] or [name for name in names if not name.endswith("_ood")]
-    figures = [name for name in ("diversity", "drift") if name in rows[0]]
+    wide = width >= WIDE
+    figures = [name for name in ("diversity", "drift")[: 1 + wide] if name in rows[0]]
     result = Table(
         title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)
     )
     heads = [_head(name) for name in (*shown, *figures)]
-    result.add_column("run" if "run" in rows[0] else "round", justify="left" if "run" in rows[0] else "right")
-    for head in (*heads, "UNet\nevaluations", "time"):
+    first, side = ("run", "left") if "run" in rows[0] else ("round", "right")
+    result.add_column(first, justify=side, no_wrap=first == "round")
+    for head in (*heads, *(["UNet\nevaluations"] if wide else []), "time"):
         result.add_column(head, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
         cells = []
@@ -196,7 +203,7 @@ def table(rows: list[dict[str, Any]], *, title: str) -> Table:
                 cells[-1] += f" ({low:+.0f} to {high:+.0f})"
         cells += [f"{row[name]:.2f}" for name in figures]
         spent, seconds = row["unet_evaluations"], row["seconds"]
-        cells += [f"{sum(spent.values()):,}", "" if seconds is None else clock(seconds)]
+        cells += [f"{sum(spent.values()):,}"] * wide + ["" if seconds is None else clock(seconds)]
         result.add_row(clean(str(row.get("run", row.get("round")))), *cells)
     return result
 

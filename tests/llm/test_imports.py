@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def test_what_a_command_imports_loads_no_model_library():
     """`--help`, `plan` and the checks must not wait for torch."""
@@ -15,6 +17,7 @@ def test_what_a_command_imports_loads_no_model_library():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_text_run_loads_no_library_of_pictures():
     code = (
         "import sys, raft_diffusion.llm.assemble as assemble;"

@@ -197,6 +197,7 @@ def test_the_check_sees_a_planted_import(tmp_path, place, line):
     assert chain and chain[-1] == "world.pocket.judge"
 
 
+@pytest.mark.slow
 def test_a_training_process_never_loads_the_judge():
     code = (
         "import importlib, pkgutil, sys, raft_diffusion.core as core\n"

@@ -132,6 +132,7 @@ def test_no_prompt_does_anything(browser, run, text):
         ).replace("\u2066", "\\u2066")
 
 
+@pytest.mark.slow
 def test_a_script_that_got_in_all_the_same_would_not_run(browser, run):
     page = show(browser, run)
     path = run / "report.html"

@@ -111,6 +111,7 @@ def test_a_whole_round_by_keyboard(browser, tmp_path):
     assert marks(run) == [(1, 0), (0, 1), (1, 0)]
 
 
+@pytest.mark.slow
 def test_a_whole_round_by_mouse_on_a_phone(browser, tmp_path):
     run = TOYS.waiting_run(tmp_path / "run", best=2)
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -157,6 +158,7 @@ def serve(run: Path) -> tuple[subprocess.Popen, str]:
     return process, next(line.strip() for line in process.stdout if line.strip().startswith("http"))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_loses_no_choice(browser, tmp_path):
     run = TOYS.waiting_run(tmp_path / "run")
     process, address = serve(run)
