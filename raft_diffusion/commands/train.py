@@ -46,8 +46,7 @@ def train(
 ) -> None:
     """Run RAFT; the same command starts a run, goes on with it, and shows the result of a finished one.
 
-    Rounds, batch sizes, threads, device, trackers and the evaluation may change
-    on the way; other settings need another folder.
+    Rounds, batch sizes, threads, device, trackers and the evaluation may change; other settings need another folder.
 
     Example: raft-diffusion train pocket-monet --out runs/small --set tuning.rank=8
 

@@ -222,11 +222,10 @@ def judge(
     forgot = bool(seen) and seen[0].forgot
     if forgot:
         trained = [e for e, other in zip(trained, seen[1:], strict=True) if other.change.mean >= -other.allowed]
-    keep = look
     if worse or alike or forgot:
         keep = max(trained, key=lambda earlier: earlier.score, default=looks[0])
-    elif best.round > 0 and change.high < 0:  # a small fall, and still a sure one
-        keep = best
+    else:
+        keep = best if best.round > 0 and change.high < 0 else look  # a small fall, and still a sure one
     return Verdict(
         look=look,
         best=best,
