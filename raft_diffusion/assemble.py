@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from .core.config import Config
 from .core.guard import guard_draws
 from .core.loop import Reward
 from .core.prompts import draw_round
-from .core.records import Draw, Group, Prompt, Sample, Selection
+from .core.records import Draw, Group, Progress, Prompt, Sample, Selection
 from .core.select import Select
 from .core.store import RunFolder
 from .guarding import Guard, held_out_score, measure, watch_of
@@ -27,7 +27,6 @@ from .scorers import make_held_out, make_scorers
 from .sources import shared_out, with_sources
 from .tracking import TRACKED
 
-Progress = Callable[[str, int, int], None]
 NOUN = "images"
 ADAPTER = "pytorch_lora_weights.safetensors"
 MAY_CHANGE = (

@@ -23,7 +23,7 @@ from .core.files import write_atomically
 from .core.looks import adapter_of
 from .core.loop import score
 from .core.prompts import evaluation_draws
-from .core.records import Draw, Sample, derive_seed
+from .core.records import Draw, Progress, Sample, derive_seed
 from .core.stats import paired_bootstrap, win_rate
 from .core.store import complete_rounds
 from .core.timing import seconds_until
@@ -31,7 +31,6 @@ from .lora.file import FILE_NAME
 from .planning.nfe import evaluations
 from .scales import Scales
 
-Progress = Callable[[str, int, int], None]
 SAMPLER = ("scheduler", "num_inference_steps", "guidance_scale", "width", "height")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .core.config import Config
+from .core.records import Progress
 from .core.settings import read_values
 from .llm.config import KIND, TextConfig
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from .guarding import Guard, Watch
 
 AnyConfig = Config | TextConfig
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)"""
 
 
 class Modality(Protocol):

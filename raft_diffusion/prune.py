@@ -18,7 +18,7 @@ from .checks import ranks_by_log_ratio
 from .core.config import Config
 from .core.halving import Phase, agreement, early_name, kept, phases
 from .core.loop import Reward, group, score
-from .core.records import Draw, Sample
+from .core.records import Draw, Progress, Sample
 from .core.select import Method, combine
 from .core.store import complete_rounds, read_metrics
 from .rewards import LOG_RATIO
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Judge = Callable[[Sequence["Partway"], "Settings"], Mapping[str, float]]
 """How good unfinished pictures look, by sample id; higher is better within a contest."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

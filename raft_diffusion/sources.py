@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core.config import Config
 from .core.loop import Policy
-from .core.records import OWN, Draw, Prompt, Sample, derive_seed
+from .core.records import OWN, Draw, Progress, Prompt, Sample, derive_seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FOLDER = "folder:"
 Generate = Callable[[Sequence[Draw]], list[Sample]]
-Progress = Callable[[str, int, int], None]
 
 
 def counts(shares: Mapping[str, float], k: int) -> dict[str, int]:

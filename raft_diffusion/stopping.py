@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .core.records import Progress
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAID = "\nstopping after the batch in hand, which is kept; Ctrl-C again stops at once\n"
-Progress = Callable[[str, int, int], None]
 
 
 class Stop:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
-from .core.records import Winner
+from .core.records import Progress, Winner
 from .core.unfinished import Shelf
 
 SHARE = 0.02
 """Of the tuning's time, what keeping its state may take: a state that is dear to write is written more rarely."""
 STATE = "state"
-Progress = Callable[[str, int, int], None]
 Figures = Sequence[list[float]]
 
 

@@ -6,10 +6,12 @@ Legend: P prompts a round, K candidates a prompt, N = P * K candidates a round.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as long work goes on."""
 OWN = "policy"
 """The source of a sample that the run's own model makes."""
 

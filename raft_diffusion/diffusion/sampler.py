@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..core.records import Draw, Sample
+from ..core.records import Draw, Progress, Sample
 from ..core.unfinished import Shelf
 from ..crew import Crew, Stance, made
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
@@ -31,8 +31,6 @@ from .partway import Partway, advance, begin, joined
 from .pictures import Picture
 from .settings import Settings, scheduler_of
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as the work goes on."""
 DECODED_PIXELS = 2**20
 """Decoded at once: four pictures of 512 x 512, or one that is larger. The VAE's memory grows with it."""
 

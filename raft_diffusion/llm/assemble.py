@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import rename_whole
 from ..core.loop import Reward, Selector
 from ..core.prompts import draw_round
-from ..core.records import Draw, Group, Prompt, Sample, Selection, derive_seed
+from ..core.records import Draw, Group, Progress, Prompt, Sample, Selection, derive_seed
 from ..core.select import Select
 from ..core.store import RunFolder
 from ..guarding import Guard
@@ -28,7 +28,6 @@ from .outlook import outlook as outlook
 if TYPE_CHECKING:
     from .policy import TextPolicy, TextSettings
 
-Progress = Callable[[str, int, int], None]
 NOUN = "texts"
 ADAPTER = "adapter_model.safetensors"
 MAY_CHANGE = (

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .. import sd15
+from ..core.records import Progress
 from ..sd15.source import check_model, resolve_model
 from .file import StoredLora, find_lora, lora_name, read_lora
 from .tensors import DTYPES, write_tensors
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from ..diffusion.load import Components
 
-Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): ("merge", layers) and then ("write", bytes)."""
 SUFFIX = ".safetensors"
 POCKET = "pocket"
