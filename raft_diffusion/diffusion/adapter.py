@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save
 
 from ..core.files import write_atomically
 from ..lora.file import FILE_NAME, METADATA, TARGETS, TEXT_ENCODER_TARGETS
+from ..room import is_out_of_memory
 from .load import Components
 from .lora_weights import LoraWeights
 
@@ -101,6 +103,37 @@ class Adapter:
         for model in self._models.values():
             for layer in _tuner_layers(model):
                 layer.enable_adapters(enabled)
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Within this context the UNet's own weights hold what the LoRA adds, so that it costs nothing to sample with;
+        afterwards they are the frozen ones again, bit by bit.
+
+        The LoRA stays beside them in bfloat16, whose 8 bits would round much of it away, and where a device has no room
+        for a second copy of the layers' weights. Nothing is learnt meanwhile.
+        """
+        frozen: list[tuple[Any, torch.Tensor]] = []
+        try:
+            try:
+                for layer in self._foldable():
+                    weight = layer.get_base_layer().weight
+                    frozen.append((layer, weight.data))
+                    weight.data = weight.data.clone()
+                    layer.merge()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            yield
+        finally:
+            for layer, weights in frozen:
+                layer.get_base_layer().weight.data = weights
+                layer.merged_adapters.clear()
+
+    def _foldable(self) -> list[Any]:
+        unet = self._models.get("unet")
+        if unet is None or unet.dtype == torch.bfloat16:
+            return []
+        return [layer for layer in _tuner_layers(unet) if not layer.disable_adapters]
 
     def save(self, folder: Path) -> None:
         """Write `FILE_NAME` in diffusers' format, float32; the same weights always give the same bytes.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -355,7 +355,8 @@ class DiffusionPolicy:
     def _advance(self, part: Partway, until: int, settings: Settings, *, watched: bool = False) -> Partway:
         negatives = [draw.prompt.negative for draw in part.draws] if settings.guidance_scale > 1 else []
         text = self.embed([*negatives, *(draw.prompt.text for draw in part.draws)]).to(self.components.dtype)
-        return advance(part, until, settings, unet=self.components.unet, text=text, watched=watched)
+        with self.adapter.folded() if self.adapter else nullcontext():
+            return advance(part, until, settings, unet=self.components.unet, text=text, watched=watched)
 
     def _infotext(self, draw: Draw, settings: Settings) -> Infotext:
         """The LoRA that is being trained has no name yet and goes unnamed."""

@@ -34,9 +34,11 @@ def peak_memory(config: Config, parts: Parts, *, device: str, guided: bool, imag
     decoded = min(batch, max(1, DECODED_PIXELS // pixels))
     scored = min(TOWER_BATCH, most)
     workspace = CARD_WORKSPACE if device == "cuda" else WORKSPACE
+    # Candidates are sampled with a copy of the layers under the LoRA, unless they are bfloat16 (`Adapter.folded`).
+    folded = 0 if config.precision == "bf16" else parts.unet.width * parts.unet.adapted
     optimiser = 3 * parts.adapter  # gradients and AdamW's two averages
     stages = (
-        workspace * batch * (2 if guided else 1) * parts.unet.live,
+        workspace * batch * (2 if guided else 1) * parts.unet.live + folded,
         workspace * decoded * parts.decoder.live,
         workspace * scored * max((tower.live for tower in parts.towers), default=0),
         tuning.batch_size * (parts.unet.saved + parts.text_encoder.saved + workspace * parts.unet.live) + optimiser,

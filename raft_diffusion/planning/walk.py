@@ -17,7 +17,7 @@ FLOAT = 4  # bytes of a float32
 class Cost:
     """One network on one picture (or one text).
 
-    parameters: weights of the network; adapter: weights of the LoRA on it.
+    parameters: weights of the network; adapter: weights of the LoRA on it; adapted: the network's under the LoRA.
     flops: floating-point operations of the matrix products and convolutions, a multiply-add counted as two.
     moved: numbers that the layers read and write, weights left out; operations: layers run, a LoRA's two included.
     live: bytes alive at once at most, without gradients; saved: bytes kept for the backward pass.
@@ -26,6 +26,7 @@ class Cost:
 
     parameters: int
     adapter: int
+    adapted: int
     flops: int
     moved: int
     operations: int
@@ -50,13 +51,14 @@ class Walk:
         self, *, rank: int = 0, targets: Sequence[str] = (), width: int = FLOAT, recompute: bool = False
     ) -> None:
         self._rank, self._targets, self._width, self._recompute = rank, targets, width, recompute
-        self._parameters = self._adapter = self._flops = self._moved = self._operations = 0
+        self._parameters = self._adapter = self._adapted = self._flops = self._moved = self._operations = 0
         self._held = self._live = self._saved = self._largest = 0
 
     def cost(self) -> Cost:
         return Cost(
             parameters=self._parameters,
             adapter=self._adapter,
+            adapted=self._adapted,
             flops=self._flops,
             moved=self._moved,
             operations=self._operations,
@@ -145,6 +147,7 @@ class Walk:
         if group in self._targets:  # W x + scale B A x
             r = self._rank
             self._adapter += r * (inner + after)
+            self._adapted += inner * after
             self._flops += 2 * r * (inner + after) * n
             self._moved += taken + 2 * r * n + given + 5 * given
             self._keep(r * n, FLOAT)

@@ -133,3 +133,92 @@ def test_user_errors_are_one_sentence(policy, settings, model_folder):
         bare.add_adapter(rank=0, alpha=4.0)
     with pytest.raises(ValueError, match="call add_adapter first"):
         bare.save(model_folder / "adapter")
+
+
+def predict(policy):
+    unet, generator = policy.components.unet, torch.Generator().manual_seed(5)
+    latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 32, generator=generator)
+    with torch.no_grad():
+        return unet(latents.to(unet.dtype), 500, text.to(unet.dtype), return_dict=False)[0].float()
+
+
+@pytest.fixture
+def lora_calls(policy):
+    """How often any layer of the LoRA has run."""
+    calls = []
+    for name, module in policy.components.unet.named_modules():
+        if name.endswith(".lora_A.default"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+def test_a_folded_adapter_predicts_the_same_without_running(policy, shake, lora_calls, strength):
+    shake(policy)
+    policy.trained.set_strength(strength)
+    beside, before = predict(policy), {n: t.clone() for n, t in policy.components.unet.state_dict().items()}
+    with policy.base():
+        assert not torch.allclose(predict(policy), beside, atol=1e-3)
+    lora_calls.clear()
+    with policy.trained.folded():
+        folded = predict(policy)
+    assert not lora_calls
+    assert torch.allclose(folded, beside, atol=1e-5)
+    after = policy.components.unet.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert torch.equal(predict(policy), beside) and lora_calls
+    assert all(parameter.requires_grad for parameter in policy.trained.parameters().values())
+
+
+def test_candidates_are_sampled_with_the_adapter_folded(policy, draws, shake, lora_calls):
+    shake(policy)
+    policy.generate(draws)
+    assert not lora_calls
+
+
+def test_a_folded_adapter_leaves_the_base_alone(policy, shake):
+    shake(policy)
+    with policy.base():
+        base = predict(policy)
+        with policy.trained.folded():
+            assert torch.equal(predict(policy), base)
+
+
+def test_frozen_weights_come_back_after_a_failure(policy, shake):
+    shake(policy)
+    before = predict(policy)
+    with pytest.raises(KeyboardInterrupt), policy.trained.folded():
+        raise KeyboardInterrupt
+    assert torch.equal(predict(policy), before)
+
+
+def test_bfloat16_weights_keep_the_adapter_beside_them(model_folder, settings, shake):
+    # Beside the weights a LoRA counts that is less than half of the last of bfloat16's 8 bits, which they would lose.
+    policy = DiffusionPolicy(load(model_folder, device="cpu", dtype=torch.bfloat16), settings=settings)
+    policy.add_adapter(rank=4, alpha=6.0)
+    shake(policy)
+    policy.trained.set_strength(1e-3)
+    beside = predict(policy)
+    with policy.trained.folded():
+        assert torch.equal(predict(policy), beside)
+    with policy.base():
+        assert not torch.equal(predict(policy), beside)
+
+
+def test_without_memory_for_a_copy_the_adapter_stays_beside(policy, shake, monkeypatch, lora_calls):
+    shake(policy)
+    beside, clone, left = predict(policy), torch.Tensor.clone, [3]
+
+    def scarce(tensor, *args, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("no room")
+        return clone(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "clone", scarce)
+    lora_calls.clear()
+    with policy.trained.folded():
+        monkeypatch.undo()
+        assert torch.allclose(predict(policy), beside, atol=1e-5)
+    assert len(lora_calls) == len(policy.trained.parameters()) // 2 - 3
+    assert torch.equal(predict(policy), beside)

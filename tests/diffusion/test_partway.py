@@ -77,7 +77,7 @@ def test_guidance_in_all_steps_is_bit_by_bit_what_it_is_without_an_interval(poli
     state = torch.cat([torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(draw.seed)) for draw in six[:2]])
     state = state * scheduler.init_noise_sigma
     text = policy.embed(["dog", "dog", six[0].prompt.text, six[1].prompt.text])
-    with torch.no_grad():
+    with torch.no_grad(), policy.trained.folded():
         for timestep in scheduler.timesteps:
             without, prompted = policy.components.unet(torch.cat([state, state]), timestep, text).sample.chunk(2)
             state = scheduler.step(without + 5.0 * (prompted - without), timestep, state).prev_sample
