@@ -172,7 +172,7 @@ def run_rewards(config: Config, policy: Any) -> list[Reward]:
     if config.sampling.prune:
         from .prune import early_reward
 
-        rewards.append(early_reward(config.sampling.prune_at))
+        rewards.append(early_reward(config.sampling.stops[0]))
     return rewards
 
 
@@ -268,7 +268,7 @@ def figures(config: Config, groups: Sequence[Group], selection: Selection) -> di
     sampling = config.sampling
     if not sampling.prune:
         return {}
-    return halving.figures(groups, selection.keys, k=sampling.samples_per_prompt, at=sampling.prune_at)
+    return halving.figures(groups, selection.keys, k=sampling.samples_per_prompt, at=sampling.stops[0])
 
 
 def begin(config: Config, policy: Any, folder: Path, progress: Progress | None = None) -> None:

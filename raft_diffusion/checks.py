@@ -90,13 +90,13 @@ def _check_person(config: Config) -> None:
 def _check_prune(config: Config) -> None:
     """What ranks early must be able to rank an unfinished picture."""
     if (
-        config.sampling.prune == "predicted_x0"
+        config.sampling.prune in ("preview", "predicted_x0")
         and ranks_by_log_ratio(config.rewards)
         and len(config.rewards.weights) == 1
     ):
         raise ValueError(
-            'sampling.prune = "predicted_x0" ranks by rewards of pictures, and log_ratio, which is none, ranks alone; '
-            "add one, or leave prune out"
+            f'sampling.prune = "{config.sampling.prune}" ranks by rewards of pictures, and log_ratio, which is none, '
+            "ranks alone; add one, or leave prune out"
         )
 
 

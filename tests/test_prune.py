@@ -11,7 +11,7 @@ import torch
 from raft_diffusion import assemble
 from raft_diffusion.bench.setup import bench_config
 from raft_diffusion.checks import check
-from raft_diffusion.core.halving import kept
+from raft_diffusion.core.halving import lot
 from raft_diffusion.core.unfinished import Shelf
 from raft_diffusion.diffusion import PictureCodec
 from raft_diffusion.jobs import load_config
@@ -25,7 +25,8 @@ SMALL = (
     *("sampling.samples_per_prompt=6", "sampling.groups_per_prompt=3", "sampling.batch_size=6", "selection.best=1"),
     *("tuning.steps=1", "tuning.batch_size=2", "guard.enabled=false", "rewards.held_out=none"),
 )
-PLAN = 6 * 1 + 4 * 1 + 3 * 2  # candidates x calls: stops after 1 and 2 of 4, with 3 + 1 and 2 + 1 left
+PLAN = 3 * (6 * 1 + 3 * 1 + 2 * 2) + 1 * 1 + 1 * 2
+"""Candidates x calls of three contests: stops after 1 and 2 of 4, with 3 and 2 left, and one is spared in the first."""
 
 
 def configure(*changes):
@@ -79,35 +80,78 @@ def test_the_survivors_are_the_pictures_that_they_would_have_been(policy, draws)
     whole = {sample.id: sample for sample in policy.generate(draws)}
     samples, rows = watched(policy, lambda: pruned(policy, Judge()).generate(draws))
     expected = []
-    for contest in contests_of(draws):
-        scores = {draw.id: float(draw.seed % 1009) for draw in contest}
-        some, spared = kept(contest, scores, count=4, spared=None)
-        left, _ = kept([draw for draw in contest if draw.id in some], scores, count=3, spared=spared)
-        expected += [draw for draw in contest if draw.id in left]
-    assert [sample.draw for sample in samples] == expected and len(samples) == 9
+    for number, contest in enumerate(contests_of(draws)):
+        ranked = sorted(contest, key=lambda draw: -(draw.seed % 1009))
+        spared = [lot(contest, {draw.id for draw in ranked[:3]})] if number == 0 else []
+        expected += [draw for draw in contest if draw in ranked[:2] or draw.id in spared]
+    assert [sample.draw for sample in samples] == expected and len(samples) == 7
+    assert [sample.data.spared for sample in samples].count(True) == 1
     for sample in samples:
         torch.testing.assert_close(sample.data.latent, whole[sample.id].data.latent, atol=1e-4, rtol=1e-4)
         assert sample.data.early == (float(sample.draw.seed % 1009),) * 2
         words = whole[sample.id].data.image.info["parameters"]
         assert sample.data.image.info["parameters"] == words
-    assert sum(rows) == 3 * PLAN * 2  # guided
+    assert sum(rows) == PLAN * 2  # guided
+
+
+def by_seed(samples):
+    return {sample.id: float(sample.draw.seed % 1009) for sample in samples}
+
+
+def test_previews_choose_and_the_survivors_are_the_pictures_that_they_would_have_been(policy, draws):
+    whole = {sample.id: sample for sample in policy.generate(draws)}
+    seen = []
+
+    def rank(samples):
+        seen.extend(sample.data.image.info["parameters"] for sample in samples)
+        return by_seed(samples)
+
+    previewed = pruned(policy, Judge(), preview=rank, at=[0.75], keep=[1 / 3])
+    samples, rows = watched(policy, lambda: previewed.generate(draws))
+    expected = {draw for contest in contests_of(draws) for draw in sorted(contest, key=lambda d: -(d.seed % 1009))[:2]}
+    assert {sample.draw for sample in samples if not sample.data.spared} == expected and len(samples) == 7
+    for sample in samples:
+        torch.testing.assert_close(sample.data.latent, whole[sample.id].data.latent, atol=1e-4, rtol=1e-4)
+        assert sample.data.early == (float(sample.draw.seed % 1009),)
+    assert len(seen) == 18 and all("Steps: 3," in words for words in seen)
+    assert sum(rows) == 18 * (1 + 2 + 1) + 7 * 8  # of three calls the middle one is guided
 
 
 def test_survivors_of_several_contests_fill_a_batch(policy, draws):
-    """Two contests of 6 leave 3 each, which is a batch of 6; the third is alone."""
+    """The three contests of 6 leave 4, 3 and 3, then 3, 2 and 2: two batches of 6 at most."""
     _, rows = watched(policy, lambda: pruned(policy, Judge()).generate(draws))
-    assert [number // 2 for number in rows] == [6, 6, 6, 2, 6, 6, 6, 4, 3, 3]
+    assert [number // 2 for number in rows] == [6, 6, 6, 6, 4, 6, 6, 1, 1]
 
 
 def test_the_early_scores_are_a_reward_that_does_not_rank(policy, draws):
     samples = pruned(policy, Judge()).generate(draws)
     found = early_reward([0.25, 0.5])(samples)
+    by_lot = found.pop("spared")
     assert found == {name: [float(s.draw.seed % 1009) for s in samples] for name in ("early_25", "early_50")}
+    assert by_lot == [float(sample.data.spared) for sample in samples] and sum(by_lot) == 1
     assert early_reward([0.25, 0.5])(policy.generate(draws[:2])) == {}
 
 
 class Stopped(Exception):
     pass
+
+
+def test_previews_are_not_made_again_once_they_have_decided(policy, draws, tmp_path):
+    def never(samples):
+        raise AssertionError
+
+    expected = pruned(policy, Judge(), preview=by_seed).generate(draws)
+    policy.shelf = Shelf(tmp_path / "shelf", packer=PictureCodec(), identity="settings")
+    batches = iter(range(7))
+    try:
+        with pytest.raises(StopIteration):  # after the previews' batches and some of the pictures'
+            pruned(policy, Judge(), preview=by_seed, progress=lambda *_: next(batches)).generate(draws)
+        again = pruned(policy, Judge(), preview=never).generate(draws)
+    finally:
+        policy.shelf = None
+    assert [sample.draw for sample in again] == [sample.draw for sample in expected]
+    for one, two in zip(again, expected, strict=True):
+        assert torch.equal(one.data.latent, two.data.latent) and one.data.spared == two.data.spared
 
 
 @pytest.mark.parametrize("batches", range(1, 14))
@@ -159,7 +203,7 @@ def test_where_it_has_ended_contests_are_whole_and_it_says_so_once(policy, draws
 def test_a_judge_that_needs_guidance_leaves_rounds_without_any_whole(policy, draws):
     plain = replace(policy.settings, guidance_scale=1.0)
     assert len(pruned(policy, Judge(), guided=True).generate(draws, plain)) == len(draws)
-    assert len(pruned(policy, Judge(), guided=False).generate(draws, plain)) == 9
+    assert len(pruned(policy, Judge(), guided=False).generate(draws, plain)) == 7
 
 
 @pytest.mark.parametrize(
@@ -174,13 +218,20 @@ def test_whether_it_goes_on_follows_from_the_stored_rounds(tmp_path, correlation
         (tmp_path / "rounds" / f"{index:03d}" / "round.json").write_text(json.dumps(row))
         lines.append(json.dumps(row) + "\n")
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    found = why_off(tmp_path, at=[0.25, 0.5], least=0.3)
+    found = why_off(tmp_path, at=0.5, least=0.3)
     assert found is None if expected is None else expected in str(found)
 
 
-@pytest.mark.parametrize("score", ["predicted_x0", "guidance"])
-def test_a_run_prunes_records_it_and_costs_what_the_plan_says(tmp_path, score):
-    config = configure(f"sampling.prune={score}", "rounds=1")
+PREVIEWED = 3 * 6 * 2 * 2 + 3 * (3 * 1 + 2 * 3) * 2 + (1 + 3) * 2
+"""Rows of the UNet: guided previews of 2 calls, then one call of 4 with 3 left and three with 2, and one is spared."""
+
+
+@pytest.mark.parametrize(
+    ("score", "rows"), [("predicted_x0", 2 * PLAN), ("guidance", 2 * PLAN), ("preview", PREVIEWED)]
+)
+def test_a_run_prunes_records_it_and_costs_what_the_plan_says(tmp_path, score, rows):
+    at = ["sampling.prune_at=[0.5, 0.25]"] if score == "preview" else []
+    config = configure(f"sampling.prune={score}", "rounds=1", *at)
     run = Run(config, tmp_path / "run")
     base = run._policy.components.unet
     sampled: list[int] = []
@@ -189,13 +240,13 @@ def test_a_run_prunes_records_it_and_costs_what_the_plan_says(tmp_path, score):
     )
     (round_,) = run.rounds()
     hook.remove()
-    assert [len(group.candidates) for group in round_.groups] == [3, 3, 3]
-    assert sum(sampled) == evaluations(config, 1).sampling == 3 * PLAN * 2
+    assert [len(group.candidates) for group in round_.groups] == [3, 2, 2]
+    assert sum(sampled) == evaluations(config, 1).sampling == rows
     (row,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    assert row["candidates"] == 9 and row["figures"]["pruned"] == 0.5
-    assert -1 <= row["figures"]["rank_correlation_50"] <= 1 and 0 <= row["figures"]["spared_wins"] <= 1
+    assert row["candidates"] == 7 and row["figures"]["pruned"] == 11 / 18
+    assert -1 <= row["figures"]["rank_correlation_50"] <= 1 and row["figures"]["spared_wins"] in (0, 1)
     lines = (tmp_path / "run" / "rounds" / "001" / "candidates" / "metadata.jsonl").read_text().splitlines()
-    assert len(lines) == 9 and {"early_25", "early_50"} < set(json.loads(lines[0])["scores"])
+    assert len(lines) == 7 and {"early_25", "early_50", "spared"} < set(json.loads(lines[0])["scores"])
 
 
 def test_a_run_ends_pruning_by_itself_and_a_resumed_one_does_too(tmp_path):
@@ -203,7 +254,7 @@ def test_a_run_ends_pruning_by_itself_and_a_resumed_one_does_too(tmp_path):
     changes = ["sampling.prune_min_correlation=1"]
     with pytest.warns(UserWarning, match="pruning is off for the rest of this run"):
         whole = list(Run(configure("rounds=2", *changes), tmp_path / "one").rounds())
-    assert [sum(len(group.candidates) for group in round_.groups) for round_ in whole] == [9, 18]
+    assert [sum(len(group.candidates) for group in round_.groups) for round_ in whole] == [7, 18]
     assert whole[1].figures["pruned"] == 0
     list(Run(configure("rounds=1", *changes), tmp_path / "two").rounds())
     with pytest.warns(UserWarning, match="pruning is off for the rest of this run"):
@@ -217,7 +268,8 @@ def test_the_base_and_the_tuned_model_are_both_pruned(policy):
     rewards = [*assemble.make_rewards(config), early_reward(config.sampling.prune_at)]
     sampler = assemble.make_sampler(config, policy, rewards=rewards)
     samples, rows = watched(policy, lambda: sampler.generate(assemble.round_draws(config, policy, 1)))
-    assert [sample.draw.group for sample in samples] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    counts = [[sample.draw.group for sample in samples].count(group) for group in range(3)]
+    assert sorted(counts) == [2, 3, 3]  # one is spared of the base's and one of the tuned model's
     assert sum(rows) == evaluations(config, 1).sampling
 
 
@@ -226,10 +278,10 @@ def test_the_plan_counts_what_pruning_saves():
         forecast(load_config("pocket-monet", changes=["threads=1", *more]), machine=this_machine())
         for more in ([], ["sampling.prune=predicted_x0"])
     )
-    assert less.unet_evaluations == 4 * 8 * (16 * 3 + 9 * 3 + 5 * 6) * 2
+    assert less.unet_evaluations == 4 * 2 * (8 * (16 * 3 + 8 * 3 + 4 * 6) + 2 * (3 + 6))
     assert less.seconds_per_round < whole.seconds_per_round
     assert less.evaluation_unet_evaluations == whole.evaluation_unet_evaluations
-    assert any("pruning takes 55% of the UNet evaluations" in note for note in less.notes)
+    assert any("pruning takes 51% of the UNet evaluations" in note for note in less.notes)
     interval = load_config("pocket-monet", changes=["threads=1", "sampling.guidance_interval=[0.25, 0.75]"])
     counted = forecast(interval, machine=this_machine())
     assert counted.unet_evaluations == 4 * 128 * (12 + 6) == evaluations(interval, 4).sampling
@@ -241,8 +293,9 @@ def test_the_plan_counts_what_pruning_saves():
     [
         (["sampling.prune_at=[0.5]"], "prune_at has 1 shares and prune_keep 2"),
         (["sampling.prune_at=[0.5, 0.25]"], "must rise, above 0 and below 1"),
+        (["sampling.prune=preview", "sampling.prune_at=[1, 0.25]"], "must rise, above 0 and below 1"),
         (["sampling.prune_at=[0, 0.25]"], "must rise, above 0 and below 1"),
-        (["sampling.prune_keep=[0.9, 0.5]"], r"keeps \[6, 4\] of 6 candidates; each stop must leave some out"),
+        (["sampling.prune_keep=[0.9, 0.5]"], r"keeps \[5, 3\] of 6 candidates, .* must leave some out"),
         (["selection.best=3"], "selection.best is 3, more than the 2 that sampling.prune_keep ranks to the end"),
         (["sampling.sources={ policy = 1, 'a:b' = 1 }"], "let the policy make all candidates"),
         (["sampling.prune=guidance", "sampling.collect_guidance_scale=1"], "needs candidates that are guided"),

@@ -46,6 +46,12 @@ def _plain(item: str | Entry) -> str | Entry:
     return item.text if isinstance(item, Entry) and item.weight == 1 and item.negative is None else item
 
 
+PRUNING: dict[str, tuple[list[float], list[float]]] = {
+    "preview": ([1 / 3, 5 / 12], [5 / 16, 1 / 4]),
+    "predicted_x0": ([1 / 4, 1 / 2], [1 / 2, 1 / 4]),
+    "guidance": ([1 / 4, 1 / 2], [1 / 2, 1 / 4]),
+}
+"""`sampling.prune_at` and `prune_keep` where the settings name none; tests/bench/JOURNAL.md says why."""
 _KINDS = ("a string", "a table")
 _TABLES = ("rewards.weights", "rewards.sources", "sampling.sources")
 _HELD_TOGETHER = ("prompts", "sampling", "rewards", "selection")
@@ -117,18 +123,28 @@ class Sampling(Section):
         None, min_length=1, description="an AutoencoderTiny that decodes candidates, a folder or hub id; none: the VAE"
     )
 
-    prune: Literal["predicted_x0", "guidance"] | None = Field(
+    prune: Literal["preview", "predicted_x0", "guidance"] | None = Field(
         None,
-        description="drop candidates while they are sampled, by the rewards of what is foreseen or by what guidance "
-        "changes; none: off",
+        description="drop candidates early: by the rewards of previews of fewer steps, by those of what is foreseen on "
+        "the way, or by what guidance changes; none: off",
     )
-    prune_at: list[Share] = Field([0.25, 0.5], min_length=1, description="after which shares of the steps")
-    prune_keep: list[Share] = Field(
-        [0.5, 0.25], min_length=1, description="share of a contest that goes on after each, and one more"
+    prune_at: list[Share] | None = Field(
+        None,
+        min_length=1,
+        description="after which shares of the steps; with previews the first is their length; none: as measured",
+    )
+    prune_keep: list[Share] | None = Field(
+        None, min_length=1, description="share of a contest that goes on after each; none: as measured"
     )
     prune_min_correlation: float = Field(
         0.3, ge=-1, le=1, description="rank correlation of early and final ranking below which pruning ends itself"
     )
+
+    @property
+    def stops(self) -> tuple[list[float], list[float]]:
+        """Where contests are pruned, as shares of the steps, and the shares of their candidates that then go on."""
+        at, keep = PRUNING[self.prune or "preview"]
+        return self.prune_at or at, self.prune_keep or keep
 
     @model_validator(mode="after")
     def _check(self) -> Sampling:
@@ -322,22 +338,23 @@ def _item(prompt: Prompt) -> dict[str, Any]:
 
 
 def _check_prune(sampling: Sampling) -> None:
-    at, keep, k = sampling.prune_at, sampling.prune_keep, sampling.samples_per_prompt
+    (at, keep), k = sampling.stops, sampling.samples_per_prompt
     if len(at) != len(keep):
         raise ValueError(f"prune_at has {len(at)} shares and prune_keep {len(keep)}; give one of each for every stop")
-    if not all(0 < one < other for one, other in zip(at, [*at[1:], 1], strict=True)):
+    rising = at[1:] if sampling.prune == "preview" else at  # a preview is no part of the way
+    if not all(0 < share < 1 for share in at) or any(one >= other for one, other in pairwise(rising)):
         raise ValueError(f"prune_at is {at}; its shares of the steps must rise, above 0 and below 1")
     if set(sampling.sources) != {OWN}:
         raise ValueError("prune stops the policy's own sampling: leave it out, or let the policy make all candidates")
-    counts = [k, *(max(1, round(share * k)) + 1 for share in keep)]
-    if not all(one > other for one, other in pairwise(counts)):
+    counts = [max(1, round(share * k)) for share in keep]
+    if counts[0] + 1 >= k or any(one < other for one, other in pairwise(counts)):
         raise ValueError(
-            f"prune_keep is {keep}, which with the one that is spared keeps {counts[1:]} of {k} candidates; each stop "
-            "must leave some out, so lower it or raise samples_per_prompt"
+            f"prune_keep is {keep}, which keeps {counts} of {k} candidates, and in some contests one more by lot; the "
+            "stops must leave some out, so lower it or raise samples_per_prompt"
         )
     guidance = sampling.guidance_scale if sampling.collect_guidance_scale is None else sampling.collect_guidance_scale
     if sampling.prune == "guidance" and (guidance <= 1 or sampling.guidance_interval[0] >= at[0]):
-        raise ValueError('prune = "guidance" needs candidates that are guided before the first stop; take predicted_x0')
+        raise ValueError('prune = "guidance" needs candidates that are guided before the first stop; take preview')
 
 
 def _misfits(
@@ -345,7 +362,7 @@ def _misfits(
 ) -> Iterator[str]:
     """What is wrong between sections; None stands for a section that is wrong by itself."""
     if selection and sampling and sampling.prune:
-        left = max(1, round(sampling.prune_keep[-1] * sampling.samples_per_prompt))
+        left = max(1, round(sampling.stops[1][-1] * sampling.samples_per_prompt))
         if selection.best > left:
             yield f"selection.best is {selection.best}, more than the {left} that sampling.prune_keep ranks to the end"
     if selection:

@@ -32,12 +32,13 @@ class Picture:
 
     latent: (C, h, w) float32 on the CPU, scaled as the UNet sees it, so that it can be trained on as it is.
     image: the same decoded, RGB, (h * f, w * f) pixels for a VAE of factor f.
-    early: its score at each stop, where its contest was pruned on the way.
+    early: its score at each stop, where its contest was pruned on the way; spared: whether it goes on by lot alone.
     """
 
     latent: torch.Tensor
     image: Image.Image
     early: tuple[float, ...] = ()
+    spared: bool = False
 
 
 class PictureCodec:

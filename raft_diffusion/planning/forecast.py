@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..checks import ranks_by_log_ratio, ranks_by_person
 from ..core.config import Config
-from ..core.halving import guided_calls, phases
+from ..core.halving import guided_calls, phases, preview_interval, spared_contests
 from ..core.records import OWN
 from ..core.timing import clock
 from ..guarding import watch_of
@@ -182,14 +182,30 @@ class Stage:
 def stages(config: Config, calls: int, *, guided: bool) -> list[Stage]:
     """What candidates go through in a round that is guided, or not: one stage where nothing is pruned."""
     sampling, k = config.sampling, config.sampling.samples_per_prompt
-    prunes = sampling.prune == "predicted_x0" or (sampling.prune == "guidance" and guided)
-    at, keep = (sampling.prune_at, sampling.prune_keep) if prunes else ((), ())
-    within = guided_calls(calls, sampling.guidance_interval) if guided else range(0)
+    prunes = sampling.prune is not None and (guided or sampling.prune != "guidance")
+    at, keep = sampling.stops if prunes else ((), ())
+    preview = _preview_calls(config) if sampling.prune == "preview" else None
     found = []
-    for phase in phases(calls, k, at=at, keep=keep):
-        twice = len(set(within) & set(range(phase.first, phase.end)))
-        found.append(Stage(phase.alive / k, phase.end - phase.first - twice, twice))
+    for phase in phases(calls, k, at=at, keep=keep, preview=preview):
+        interval = sampling.guidance_interval
+        within = guided_calls(phase.end, preview_interval(interval)) if phase.preview else guided_calls(calls, interval)
+        twice = len(set(within) & set(range(phase.first, phase.end))) if guided else 0
+        alive = phase.alive + (_spared(config) if found else 0)
+        found.append(Stage(alive / k, phase.end - phase.first - twice, twice))
     return found
+
+
+def _preview_calls(config: Config) -> int:
+    sampling = config.sampling
+    steps = max(1, round(sampling.stops[0][0] * sampling.num_inference_steps))
+    return unet_calls(sampling.scheduler, steps, find_networks(config.model))
+
+
+def _spared(config: Config) -> float:
+    """Candidates that are spared by lot, a contest."""
+    contests = images_per_round(config) // config.sampling.samples_per_prompt
+    fresh = int(contests * config.sampling.base_share)
+    return (spared_contests(fresh) + spared_contests(contests - fresh)) / contests
 
 
 def per_candidate(config: Config, calls: int, share: float) -> float:
@@ -278,7 +294,7 @@ def _round(config: Config, parts: Parts, speed: Speed, measured: Measured | None
     def candidates(twice: bool) -> float:
         gone = stages(config, calls, guided=twice)
         drawn = _drawn(parts, decoder, speed, count=own, batch=batch, gone=gone)
-        if config.sampling.prune == "predicted_x0":
+        if config.sampling.prune in ("preview", "predicted_x0"):
             for stage in gone[:-1]:
                 drawn += _looked(parts, decoder, speed, count=round(stage.alive * own), batch=batch)
         left = round(gone[-1].alive * images)

@@ -22,12 +22,8 @@ from typing import Any
 
 VARIANTS = {
     "whole": (),
+    "preview of 33 % of the steps, stop at 42 %": ("sampling.prune=preview",),
     "predicted_x0, stops 25 % and 50 %": ("sampling.prune=predicted_x0",),
-    "predicted_x0, one stop at 33 %": (
-        "sampling.prune=predicted_x0",
-        "sampling.prune_at=[0.333]",
-        "sampling.prune_keep=[0.25]",
-    ),
     "guidance, stops 25 % and 50 %": ("sampling.prune=guidance",),
 }
 
@@ -128,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         told = ["--rounds", str(given.rounds), "--measure", str(given.rounds), "--pairs", str(given.pairs)]
         told += ["--jobs", *given.jobs, "--seeds", str(given.seed), "--out", str(given.out), "--recipes", "default"]
-        told += ["--variant", "pruned:" + ";".join(["sampling.prune=predicted_x0", *given.changes])]
+        told += ["--variant", "pruned:" + ";".join(["sampling.prune=preview", *given.changes])]
         return recipes.main(told + (["--json", str(given.json)] if given.json else []))
     results = {
         job: measure(

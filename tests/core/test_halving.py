@@ -4,7 +4,18 @@ from collections import Counter
 
 import pytest
 
-from raft_diffusion.core.halving import Phase, agreement, figures, guided_calls, kept, phases, rank_correlation
+from raft_diffusion.core.halving import (
+    Phase,
+    agreement,
+    best,
+    figures,
+    guided_calls,
+    lot,
+    phases,
+    preview_interval,
+    rank_correlation,
+    spared_contests,
+)
 from raft_diffusion.core.records import Draw, Group, Prompt, Sample, Scored
 
 CAT = Prompt("cat")
@@ -16,18 +27,33 @@ def contest(size: int, first: int = 0) -> list[Draw]:
 
 def test_the_phases_of_sixteen_candidates_in_twelve_calls():
     found = phases(12, 16, at=[0.25, 0.5], keep=[0.5, 0.25])
-    assert found == [Phase(16, 0, 3), Phase(9, 3, 6), Phase(5, 6, 12)]
-    assert sum(phase.alive * (phase.end - phase.first) for phase in found) == 48 + 27 + 30  # of 192
+    assert found == [Phase(16, 0, 3), Phase(8, 3, 6), Phase(4, 6, 12)]
+    assert sum(phase.alive * (phase.end - phase.first) for phase in found) == 48 + 24 + 24  # of 192
+
+
+def test_after_previews_candidates_begin_anew():
+    found = phases(12, 16, at=[1 / 3, 5 / 12], keep=[5 / 16, 1 / 4], preview=4)
+    assert found == [Phase(16, 0, 4, preview=True), Phase(5, 0, 5), Phase(4, 5, 12)]
+    assert phases(12, 16, at=[0.5, 0.25], keep=[0.5, 0.5], preview=6) == [
+        Phase(16, 0, 6, preview=True),
+        Phase(8, 0, 12),
+    ]
+    assert phases(4, 16, at=[0.9], keep=[0.5], preview=4) == [Phase(16, 0, 4)]  # a preview as dear as the picture
+
+
+def test_previews_of_pictures_guided_throughout_are_guided_in_the_middle_half():
+    assert preview_interval([0, 1]) == (0.25, 0.75) and preview_interval((0, 0.5)) == (0, 0.5)
+    assert list(guided_calls(4, preview_interval([0, 1]))) == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("calls", "k", "at", "keep", "expected"),
     [
         (12, 16, [], [], [Phase(16, 0, 12)]),
-        (12, 2, [0.5], [0.5], [Phase(2, 0, 12)]),  # one and the spared one: nobody is left out
+        (12, 2, [0.5], [0.5], [Phase(2, 0, 12)]),  # one, and one that might be spared: nobody is left out
         (1, 8, [0.5], [0.25], [Phase(8, 0, 1)]),
-        (2, 8, [0.25, 0.5], [0.5, 0.25], [Phase(8, 0, 1), Phase(3, 1, 2)]),  # a stop before the first call is none
-        (4, 8, [0.5, 0.9], [0.25, 0.1], [Phase(8, 0, 2), Phase(3, 2, 4)]),  # nor is one after the last
+        (2, 8, [0.25, 0.5], [0.5, 0.25], [Phase(8, 0, 1), Phase(2, 1, 2)]),  # a stop before the first call is none
+        (4, 8, [0.5, 0.9], [0.25, 0.1], [Phase(8, 0, 2), Phase(2, 2, 4)]),  # nor is one after the last
     ],
 )
 def test_a_stop_that_leaves_nobody_out_is_none(calls, k, at, keep, expected):
@@ -44,17 +70,29 @@ def test_the_guided_calls_of_four(interval, expected):
 def test_the_best_go_on_and_one_of_the_others():
     draws = contest(6)
     scores = dict(zip([draw.id for draw in draws], [0.1, 0.9, 0.5, 0.9, 0.2, 0.3], strict=True))
-    some, spared = kept(draws, scores, count=3, spared=None)
-    assert len(some) == 3 and {draws[1].id, draws[3].id} == some - {spared}  # equal ones: the lower k is not spared
-    left = [draw for draw in draws if draw.id in some]
-    again, still = kept(left, {name: -1.0 if name == spared else 0.0 for name in scores}, count=2, spared=spared)
-    assert still == spared and again == {spared, draws[1].id}  # the last in the ranking, and still there
+    some = best(draws, scores, count=2, spared=None)
+    assert some == {draws[1].id, draws[3].id}
+    spared = lot(draws, some)
+    assert spared in {draw.id for draw in draws} - some
+    left = [draw for draw in draws if draw.id in {*some, spared}]
+    again = best(left, {name: -1.0 if name == spared else 0.0 for name in scores}, count=1, spared=spared)
+    assert again == {spared, draws[1].id}  # equal ones: the lower k; the spared one is the last, and still there
+
+
+@pytest.mark.parametrize(("contests", "expected"), [(0, 0), (1, 1), (4, 1), (5, 2), (10, 3)])
+def test_one_contest_of_four_has_one_that_is_spared(contests, expected):
+    assert spared_contests(contests) == expected
 
 
 def test_whom_the_lot_spares_is_chance_and_repeatable():
     scores = {draw.id: float(-draw.k) for draw in contest(6)}
-    chosen = [kept(contest(6, first), scores, count=3, spared=None)[1][-1] for first in range(400)]
-    assert chosen == [kept(contest(6, first), scores, count=3, spared=None)[1][-1] for first in range(400)]
+
+    def drawn(first: int) -> str:
+        draws = contest(6, first)
+        return lot(draws, best(draws, scores, count=2, spared=None))[-1]
+
+    chosen = [drawn(first) for first in range(400)]
+    assert chosen == [drawn(first) for first in range(400)]
     counts = Counter(chosen)
     assert set(counts) == set("2345") and min(counts.values()) > 70 and max(counts.values()) < 130
 
@@ -84,14 +122,14 @@ def scored(rows: list[list[tuple[float, ...]]], names: list[str]) -> list[Group]
 
 def test_what_a_pruned_round_says():
     """Two contests of 8, of which 3 are left: at the last stop ranked as in the end, and the other way round."""
-    names = ["reward", "early_25", "early_50"]
-    groups = scored([[(1, 0, 1), (2, 1, 2), (3, 2, 3)], [(1, 0, 3), (2, 1, 2), (3, 2, 1)]], names)
-    told = figures(groups, [(1, 2, 3), (3, 2, 1)], k=8, at=[0.25, 0.5])
+    names = ["reward", "early_25", "early_50", "spared"]
+    first, second = [(1, 0, 1, 1), (2, 1, 2, 0), (3, 2, 3, 0)], [(1, 0, 3, 1), (2, 1, 2, 0), (3, 2, 1, 0)]
+    told = figures(scored([first, second], names), [(1, 2, 3), (3, 2, 1)], k=8, at=[0.25, 0.5])
     assert told == {
         "pruned": 1 - 6 / 16,
         "rank_correlation_25": pytest.approx(0),
         "rank_correlation_50": pytest.approx(1),
-        "spared_wins": 0.5,  # the one that was lowest at the first stop wins the second contest
+        "spared_wins": 0.5,  # the first candidate was spared, and is the best of the second contest
     }
 
 
@@ -102,6 +140,6 @@ def test_a_round_of_whole_contests_says_that_alone():
 
 def test_the_agreement_is_the_mean_of_the_rounds_that_were_pruned():
     rounds = [{"loss": 1.0, "rank_correlation_50": 0.8, "rank_correlation_25": 0.0}, {"pruned": 0.0}]
-    assert agreement(rounds, [0.25, 0.5]) == 0.8
-    assert agreement([*rounds, {"rank_correlation_50": 0.2}], [0.25, 0.5]) == pytest.approx(0.5)
-    assert agreement([{"pruned": 0.0}], [0.25, 0.5]) is None
+    assert agreement(rounds, 0.5) == 0.8
+    assert agreement([*rounds, {"rank_correlation_50": 0.2}], 0.5) == pytest.approx(0.5)
+    assert agreement([{"pruned": 0.0}], 0.5) is None
