@@ -35,7 +35,8 @@ def test_every_recipe_goes_on_every_preset(preset, name):
     checks.check(found)
     job = ("seed", "model", "evaluation", "prompts", "tuning.rank", "sampling.guidance_scale")
     kept = [key for key in config.flat() if key.startswith(job) and key != "prompts.per_round"]
-    assert all(found.flat()[key] == config.flat()[key] for key in (*kept, "tuning.learning_rate"))
+    assert all(found.flat()[key] == config.flat()[key] for key in kept)
+    assert found.tuning.learning_rate == config.tuning.learning_rate or name == "quick"
     recipe = recipes.RECIPES[name]
     assert recipe.summary and recipe.source
 
@@ -52,6 +53,32 @@ def test_images_and_steps_are_the_jobs(preset, name):
     plans = [forecast(each, machine=MACHINE) for each in (config, recipes.apply(config, name))]
     for number in ("images", "tuning_steps", "tuning_samples"):
         assert len({getattr(plan, number) for plan in plans}) == 1
+
+
+def test_the_quick_round_of_one_prompt():
+    config = load_config("pocket-monet")
+    assert changed(config, "quick") == {
+        "name": "pocket-monet-quick",
+        "rounds": 1,
+        "sampling.prune": "preview",
+        "sampling.prune_at": [1 / 3],
+        "sampling.prune_keep": [1 / 8],
+        "selection.best": 1,
+        "tuning.steps": 40,
+        "tuning.batch_size": 4,
+        "tuning.learning_rate": 1e-3,
+        "guard.pairs": 32,
+    }
+    plan = forecast(recipes.apply(config, "quick"), machine=MACHINE)
+    assert plan.unet_evaluations == 128 * (4 + 2) + (8 * 2 + 2) * 24  # previews; two a contest, and two that are spared
+
+
+@pytest.mark.parametrize(
+    "changes", [["sampling.samples_per_prompt=3"], ["sampling.sources={ policy = 1, 'folder:a' = 1 }"]]
+)
+def test_contests_that_cannot_be_pruned_are_whole_in_the_quick_round(changes):
+    config = load_config("pocket-monet", changes=["selection.best=1", *changes])
+    assert recipes.apply(config, "quick").sampling.prune is None
 
 
 def test_the_papers_rounds_on_one_prompt():
@@ -153,7 +180,7 @@ def test_what_a_recipe_fixes_is_not_also_set_by_hand():
     [
         (
             "papers",
-            "unknown recipe 'papers': did you mean paper\\? Known are default, paper, one-shot, reward-weighted",
+            "unknown recipe 'papers': did you mean paper\\? Known are default, quick, paper, one-shot, reward-weighted",
         ),
         ("zzz", "unknown recipe 'zzz': Known are default"),
     ],
