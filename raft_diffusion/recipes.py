@@ -170,7 +170,7 @@ RECIPES: dict[str, Recipe] = {
         "in a third of the tuning at about three times the rate",
         source="chosen by measurement, see tests/bench/JOURNAL.md",
         changes=_quick,
-        budget=("rounds", "stop_when_flat", "tuning.steps", "tuning.batch_size", "tuning.learning_rate", "guard.pairs"),
+        budget=("tuning.steps", "tuning.batch_size", "tuning.learning_rate", "guard.pairs"),
     ),
     "paper": Recipe(
         summary="best of 10 in ten groups a round, the better 8 of the 10 winners by raw reward, 80 steps on those 8"

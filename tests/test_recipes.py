@@ -171,6 +171,8 @@ def test_every_candidate_wins_by_its_weight():
 def test_what_a_recipe_fixes_is_not_also_set_by_hand():
     with pytest.raises(ValueError, match=r"the recipe paper sets tuning.steps itself; leave out --set tuning.steps="):
         load_config("pocket-monet", recipe="paper", changes=["tuning.steps = 40"])
+    with pytest.raises(ValueError, match="the recipe quick sets rounds itself"):
+        load_config("pocket-monet", recipe="quick", changes=["rounds=2"])
     found = load_config("pocket-monet", recipe="one-shot", changes=["tuning.steps=40", "rounds=3", "tuning.rank=4"])
     assert (found.tuning.steps, found.rounds, found.tuning.rank) == (120, 1, 4)
 

@@ -87,12 +87,12 @@ def spared_contests(contests: int) -> int:
 
 def early_name(share: float) -> str:
     """The name of the score at the stop after this share of the steps; no reward that ranks."""
-    return f"early_{100 * share:g}"
+    return f"early_{100 * share:.3g}"
 
 
 def correlation_name(share: float) -> str:
     """The figure with the rank correlation of `early_name` and the final ranking."""
-    return f"rank_correlation_{100 * share:g}"
+    return f"rank_correlation_{100 * share:.3g}"
 
 
 def figures(

@@ -28,7 +28,7 @@ from peers import LEVELS, SVG, curve, learn
 from rich.console import Console
 from rich.table import Table
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 EPOCHS = (32, 64, 128)  # pictures sampled before the weights change
 STEPS_AN_EPOCH = 2  # optimiser steps on them, as the paper has it
 CALL = 32  # pictures sampled at once
@@ -194,7 +194,8 @@ def compare(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     for seed in range(given.repeats):
         folder = given.out / f"ours-{seed}"
         program = [str(Path(__file__).with_name("peers.py")), "learn", str(folder)]
-        times = learn(folder, [*program, "--rounds", str(given.rounds), "--seed", str(seed)])
+        told = ["--recipe", given.recipe, "--rounds", str(given.rounds), "--seed", str(seed)]
+        times = learn(folder, [*program, *told])
         mine.append(curve(folder, times, seed=seed, pairs=given.pairs))
         folder = given.out / f"ddpo-{seed}"
         options = {"rate": best["rate"], "images": best["images"], "budget": given.budget, "keep": given.keep}
@@ -238,7 +239,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rates", type=float, nargs="+", default=None, help="learning rates that are tried")
     add("--epochs", type=int, nargs="+", default=None, help=f"pictures an epoch that are tried, multiples of {CALL}")
     add("--keep", type=int, default=None, help="LoRAs of a seed that the judge sees; 12, quick 1")
-    add("--rounds", type=int, default=None, help="of ours; 4, quick 1")
+    add("--recipe", default="quick", help="ours; `default` is the preset itself")
+    add("--rounds", type=int, default=0, help="of ours; those of the recipe")
     add("--pairs", type=int, default=None, help="pictures that the judge sees; 256, quick 32")
     add("--out", type=Path, default=None, help="what is done; a second call goes on there")
     add("--json", type=Path, default=None)
@@ -247,9 +249,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.out = given.out or Path("runs") / ("ddpo-quick" if given.quick else "ddpo")
     full = {"repeats": 5, "trial": 180.0, "budget": 1200.0, "rates": RATES, "epochs": EPOCHS}
-    full |= {"keep": 12, "rounds": 4, "pairs": 256}
+    full |= {"keep": 12, "pairs": 256}
     quick = {"repeats": 1, "trial": 1.0, "budget": 1.0, "rates": RATES[1:2], "epochs": EPOCHS[:1]}
-    quick |= {"keep": 1, "rounds": 1, "pairs": 32}
+    quick |= {"keep": 1, "pairs": 32}
     for name, value in (quick if given.quick else full).items():
         if getattr(given, name) is None:
             setattr(given, name, value)

@@ -24,17 +24,20 @@ from curves import compared, judge, kept, middle, settings, to_their_best, told,
 from rich.console import Console
 from rich.table import Table
 
-LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 SVG = "curves.svg"
 
 # --- against the authors' procedure -----------------------------------------------------------------------------------
 
 
-def ours(folder: Path, *, seed: int, rounds: int, began: float, recipe: str | None, changes: Sequence[str]) -> None:
-    """A run of this package in a process of its own; FOLDER/times.json as `authors.notebook` writes it."""
+def ours(folder: Path, *, seed: int, rounds: int, began: float, recipe: str, changes: Sequence[str]) -> None:
+    """A run of this package in a process of its own; FOLDER/times.json as `authors.notebook` writes it.
+
+    rounds: 0 for as many as the recipe has.
+    """
     import raft_diffusion as rd
 
-    config = settings(seed=seed, recipe=recipe, changes=[f"rounds={rounds}", *changes])
+    config = settings(seed=seed, recipe=recipe, changes=[*([f"rounds={rounds}"] if rounds else []), *changes])
     times = [time.time() - began for _ in rd.Run(config, folder / "run").rounds()]
     (folder / "times.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
 
@@ -71,7 +74,7 @@ def authors(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     here = Path(__file__)
     steps = str(given.steps)
     programs = {
-        "ours": [str(here), "learn", "--rounds", str(given.rounds)],
+        "ours": [str(here), "learn", "--recipe", given.recipe, "--rounds", str(given.rounds)],
         "authors": [
             str(here.with_name("authors.py")),
             "notebook",
@@ -80,7 +83,10 @@ def authors(given: argparse.Namespace, console: Console) -> dict[str, Any]:
             "--rounds",
             str(given.their_rounds),
         ],
-        "equal": [str(here), "learn", "--equal", "--steps", steps, "--rounds", str(given.equal_rounds)],
+        "equal": [
+            *(str(here), "learn", "--recipe", "paper", "--steps", steps),
+            *("--rounds", str(given.equal_rounds)),
+        ],
     }
     found: dict[str, list[Any]] = {name: [] for name in programs}
     spent: dict[str, list[list[float]]] = {name: [] for name in programs}
@@ -106,6 +112,7 @@ def authors(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         "curves": {name: found[name] for name in ("ours", "authors")},
         "pairs": given.pairs,
         "steps": given.steps,
+        "recipe": given.recipe,
     }
     write_svg(given.out / SVG, result["curves"], title="monet style cat: object and style right, by the judge")
     show_authors(console, result)
@@ -265,7 +272,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         add("--out", type=Path, default=None, help="what is done; a second call goes on there")
         add("--json", type=Path, default=None)
         if name == "authors":
-            add("--rounds", type=int, default=None, help="of ours; 4, quick 1")
+            add("--recipe", default="quick", help="ours; `default` is the preset itself")
+            add("--rounds", type=int, default=0, help="of ours; those of the recipe")
             add("--their-rounds", type=int, default=None, help="of the authors' procedure; 10, quick 1")
             add("--equal-rounds", type=int, default=None, help="of ours at their settings; 2, quick 1")
             add("--steps", type=int, default=None, help="of a picture of theirs; 50 as published, quick 4")
@@ -279,15 +287,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             add("--random-weights", action="store_true", help="Stable Diffusion 1.5's size")
     learner = parts.add_parser("learn", help="one run of ours; called by authors")
     learner.add_argument("folder", type=Path)
-    learner.add_argument("--equal", action="store_true")
+    learner.add_argument("--recipe", default="default")
     for name, kind in (("seed", int), ("rounds", int), ("steps", int), ("began", float)):
         learner.add_argument(f"--{name}", type=kind, default=0)
     given = parser.parse_args(arguments)
     if given.part != "learn":
         given.out = given.out or Path("runs") / ("peers-quick" if given.quick else "peers")
-        full = {"repeats": 5, "rounds": 4, "their_rounds": 10, "equal_rounds": 2, "steps": 50, "pairs": 256}
+        full = {"repeats": 5, "their_rounds": 10, "equal_rounds": 2, "steps": 50, "pairs": 256}
         full |= {"images": 64, "batch": 64}
-        quick = {"repeats": 1, "rounds": 1, "their_rounds": 1, "equal_rounds": 1, "steps": 4, "pairs": 32}
+        quick = {"repeats": 1, "their_rounds": 1, "equal_rounds": 1, "steps": 4, "pairs": 32}
         quick |= {"images": 8, "batch": 4}
         for name, value in (quick if given.quick else full).items():
             if getattr(given, name, value) is None:
@@ -298,9 +306,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     if given.part == "learn":
-        recipe = "paper" if given.equal else None
-        changes = [f"sampling.num_inference_steps={given.steps}"] if given.equal else []
-        ours(given.folder, seed=given.seed, rounds=given.rounds, began=given.began, recipe=recipe, changes=changes)
+        changes = [f"sampling.num_inference_steps={given.steps}"] if given.steps else []
+        options = {"seed": given.seed, "rounds": given.rounds, "began": given.began, "recipe": given.recipe}
+        ours(given.folder, **options, changes=changes)
         return 0
     console = Console(width=120)
     result = authors(given, console) if given.part == "authors" else pipeline(given, console)
