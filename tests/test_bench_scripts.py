@@ -1,4 +1,4 @@
-"""The comparisons under tests/bench: their arithmetic, by hand. No model is loaded."""
+"""The comparisons under tests/bench: their arithmetic, by hand."""
 
 import json
 import sys
@@ -20,8 +20,8 @@ def scripts(monkeypatch):
     import peers
 
     yield curves, peers, ddpo
-    for name in ("curves", "ddpo", "peers"):
-        sys.modules.pop(name)
+    for name in ("curves", "ddpo", "peers", "tuning"):
+        sys.modules.pop(name, None)
 
 
 def test_the_time_to_a_level_is_the_first_at_which_it_was_reached(scripts):
@@ -123,14 +123,14 @@ def test_the_search_puts_the_best_trial_first_and_keeps_them_all(scripts, tmp_pa
 
     def run(folder, **options):
         asked.append((folder.name, options["rate"], options["images"], options["budget"]))
-        reward = {1e-4: 1.0, 3e-4: 3.0, 1e-3: 2.0, 3e-3: 9.0}[options["rate"]]
-        return [{"reward": 0.0, "broken": False}, {"reward": reward, "broken": options["rate"] == 3e-3}]
+        reward = {3e-4: 1.0, 1e-3: 3.0, 3e-3: 2.0, 1e-2: 9.0}[options["rate"]]
+        return [{"reward": 0.0, "broken": False}, {"reward": reward, "broken": options["rate"] == 1e-2}]
 
     monkeypatch.setattr(ddpo, "run", run)
     given = ddpo.parse(["--out", str(tmp_path), "--epochs", "32", "--trial", "7"])
     trials = ddpo.search(given, ddpo.Console(quiet=True))
-    assert [trial["rate"] for trial in trials] == [3e-4, 1e-3, 1e-4, 3e-3]
-    assert asked[0] == ("search-0.0001-32", 1e-4, 32, 7.0) and len(asked) == 4
+    assert [trial["rate"] for trial in trials] == [1e-3, 3e-3, 3e-4, 1e-2]
+    assert asked[0] == ("search-0.0003-32", 3e-4, 32, 7.0) and len(asked) == 4
     json.dumps(trials)
 
 
@@ -140,3 +140,15 @@ def test_quick_is_small_and_everything_can_be_set(scripts):
     assert peers.parse(["authors", "--quick", "--pairs", "8"]).pairs == 8
     assert (peers.parse(["pipeline", "--quick"]).batch, peers.parse(["pipeline"]).batch) == (4, 64)
     assert ddpo.parse([]).budget == 1200 and ddpo.parse(["--quick"]).budget == 1
+
+
+def test_ours_and_the_scripts_tuning_take_turns_on_the_same_pictures(scripts, tmp_path):
+    """The only test here that loads a model: the carried one, for two steps each."""
+    import tuning
+
+    assert (
+        tuning.main(["--quick", "--batch", "2", "--size", "32", "--threads", "1", "--json", str(tmp_path / "a")]) == 0
+    )
+    found = json.loads((tmp_path / "a").read_text())
+    mine, script = (found["samples_per_second"][name][0] for name in ("ours", "script"))
+    assert found["ratio"][0] == pytest.approx(mine / script) and found["steps"] * found["batch"] == 4

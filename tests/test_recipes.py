@@ -64,9 +64,9 @@ def test_the_quick_round_of_one_prompt():
         "sampling.prune_at": [1 / 3],
         "sampling.prune_keep": [1 / 8],
         "selection.best": 1,
-        "tuning.steps": 40,
+        "tuning.steps": 30,
         "tuning.batch_size": 4,
-        "tuning.learning_rate": 1e-3,
+        "tuning.learning_rate": 1.2e-3,
         "guard.pairs": 32,
     }
     plan = forecast(recipes.apply(config, "quick"), machine=MACHINE)
