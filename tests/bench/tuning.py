@@ -4,10 +4,10 @@
     uv run python tests/bench/tuning.py --random-weights --size 512 --device cuda --batch 4
 
 The script's procedure is written by us from its documentation: pictures come from PNG files through a DataLoader with a
-centre crop and a random flip, the VAE encodes them and the text encoder their words at every step, then come noise, the
-UNet with a LoRA of rank 4 on its attention, AdamW with weight decay and gradient clipping. Ours learns from latents
-that are there already, and encodes each text once. The LoRA, the batch, the precision and the pictures are the same. Both
-take turns; the ratio is taken within a repeat.
+random flip, the VAE encodes them and the text encoder their words at every step, then come noise, the UNet with a LoRA
+of rank 4 on its attention, AdamW with weight decay and gradient clipping. Ours learns from latents that are there
+already, and encodes each text once. The LoRA, the batch, the precision and the pictures are the same. Both take turns;
+the ratio is taken within a repeat.
 """
 
 from __future__ import annotations
