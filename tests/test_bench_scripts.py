@@ -152,3 +152,13 @@ def test_ours_and_the_scripts_tuning_take_turns_on_the_same_pictures(scripts, tm
     found = json.loads((tmp_path / "a").read_text())
     mine, script = (found["samples_per_second"][name][0] for name in ("ours", "script"))
     assert found["ratio"][0] == pytest.approx(mine / script) and found["steps"] * found["batch"] == 4
+
+
+@pytest.mark.slow
+def test_ours_and_the_pipeline_make_the_same_pictures(scripts, tmp_path):
+    _, peers, _ = scripts
+    options = ["--quick", "--threads", "1", "--out", str(tmp_path / "out"), "--json", str(tmp_path / "a")]
+    assert peers.main(["pipeline", *options]) == 0
+    found = json.loads((tmp_path / "a").read_text())
+    assert found["largest_difference"] <= 2 and found["share_of_levels_that_differ"] < 0.01
+    assert set(found["ratio"]) == {"pipeline, one image a call", "pipeline, equal batch"}

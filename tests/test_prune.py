@@ -265,7 +265,7 @@ def test_a_run_ends_pruning_by_itself_and_a_resumed_one_does_too(tmp_path):
 
 def test_the_base_and_the_tuned_model_are_both_pruned(policy):
     config = configure("sampling.base_share=0.34")
-    rewards = [*assemble.make_rewards(config), early_reward(config.sampling.prune_at)]
+    rewards = [*assemble.make_rewards(config), early_reward(config.sampling.stops[0])]
     sampler = assemble.make_sampler(config, policy, rewards=rewards)
     samples, rows = watched(policy, lambda: sampler.generate(assemble.round_draws(config, policy, 1)))
     counts = [[sample.draw.group for sample in samples].count(group) for group in range(3)]

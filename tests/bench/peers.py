@@ -209,7 +209,7 @@ def pipeline_makers(config: Any, *, batch: int) -> dict[str, Callable[[], tuple[
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    draws, user = assemble.make_draws(config)(1), assemble.user_settings(config)
+    draws, user = assemble.make_draws(config, 1), assemble.user_settings(config)
 
     def timed(make: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
         began = wait_and_look(other.device)

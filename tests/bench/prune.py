@@ -65,7 +65,7 @@ def take(config: Any, policy: Any, rewards: Sequence[Any], index: int) -> Taken:
 
     rows: list[int] = []
     hook = policy.components.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
-    scored_by = [*rewards, early_reward(config.sampling.prune_at)]
+    scored_by = [*rewards, early_reward(config.sampling.stops[0])]
     sampler = assemble.make_sampler(config, policy, rewards=scored_by)
     policy.settings = assemble.collecting(config)
     began = time.perf_counter()
