@@ -255,8 +255,13 @@ def _lost_helpers() -> Iterator[None]:
 
 @contextmanager
 def _joined() -> Iterator[None]:
-    """Within this context the processes can talk to each other, each with a GPU of its own where there are any."""
+    """Within this context the processes can talk to each other, each with a GPU of its own where there are any.
+
+    No thread of gloo's may outlive it: one that lets go of a tensor while Python ends aborts the process. They live as
+    long as the group, which the functions of torch.distributed.nn take as a default when they are first imported.
+    """
     import torch
+    import torch.distributed.nn.functional  # before there is a group that it could keep
     from torch import distributed
 
     distributed.init_process_group("gloo", timeout=PATIENCE)

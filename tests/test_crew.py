@@ -13,6 +13,7 @@ from raft_diffusion.crew import Crew, Hands, Stance, in_parts, made
 
 HANDS = """
 import os, signal, sys
+from pathlib import Path
 from raft_diffusion import crew
 from raft_diffusion.crew import Hands, Stance
 
@@ -126,6 +127,21 @@ def test_helpers_end_when_the_first_process_fails_on_its_own():
     assert "ValueError: no such picture" in first
     assert codes == [1, 0]
     assert second == "home\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the kernel names threads on Linux")
+def test_no_thread_of_the_processes_talk_is_left_when_they_part():
+    """One that still lets go of a tensor while Python ends would end the process with an abort."""
+    work = """print(together.share("sample", [["a"], ["b"]], "how"))
+        import torch.distributed.nn.functional  # its functions would keep the group that they find, as a default
+        names = lambda: [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+        print(any("gloo" in name for name in names()))
+    print(*names())"""
+    codes, first, _ = run(work)
+    assert codes == [0, 0], first
+    within, after = first.splitlines()[-2:]
+    assert within == "True"
+    assert "gloo" not in after
 
 
 @pytest.mark.parametrize(
