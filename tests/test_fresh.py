@@ -9,7 +9,7 @@ from raft_diffusion.core.prompts import draw_round
 from raft_diffusion.core.records import Prompt, Sample
 from raft_diffusion.fresh import FreshPolicy, fresh_contests
 from raft_diffusion.jobs import load_config
-from raft_diffusion.planning.forecast import guided_shares
+from raft_diffusion.planning.nfe import guided_shares
 
 PROMPTS = [Prompt(f"p{n}") for n in range(10)]
 

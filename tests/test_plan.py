@@ -28,9 +28,10 @@ from raft_diffusion.planning.costs import (
     tower_cost,
     unet_cost,
 )
-from raft_diffusion.planning.forecast import forecast, sampling_rows, size, unet_calls
+from raft_diffusion.planning.forecast import forecast, size
 from raft_diffusion.planning.machine import Machine
 from raft_diffusion.planning.networks import find_networks, find_tiny, find_tower
+from raft_diffusion.planning.nfe import sampling_rows, unet_calls
 from raft_diffusion.planning.parts import find_parts, number_width
 from raft_diffusion.planning.speed import Measured, card_speed
 from raft_diffusion.planning.walk import Walk

@@ -13,9 +13,9 @@ from raft_diffusion.core.config import Config
 from raft_diffusion.core.prompts import draw_round
 from raft_diffusion.core.records import Draw, Prompt, Sample
 from raft_diffusion.gallery import captioned
-from raft_diffusion.planning.forecast import forecast, sampling_rows
+from raft_diffusion.planning.forecast import forecast
 from raft_diffusion.planning.machine import Machine
-from raft_diffusion.planning.nfe import evaluations
+from raft_diffusion.planning.nfe import evaluations, sampling_rows
 from raft_diffusion.sources import MixedPolicy, _from_function, check_sources, counts, shared_out
 
 TINY = """

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.config import Config
-from ..planning.forecast import forecast, images_per_round, sampling_rows, unet_calls
+from ..planning.forecast import forecast
 from ..planning.machine import Machine
 from ..planning.memory import DECODED_PIXELS, TOWER_BATCH
 from ..planning.networks import find_networks
+from ..planning.nfe import images_per_round, sampling_rows, unet_calls
 from ..planning.parts import HALF, find_parts
 from ..planning.speed import CARDS, card_key
 from .result import Work

@@ -93,7 +93,7 @@ def torch_threads() -> int:
 
 def settings_of(config: Any, *, random_weights: bool) -> dict[str, Any]:
     """What was measured, without a path of this machine."""
-    from ..planning.forecast import images_per_round
+    from ..planning.nfe import images_per_round
 
     sampling, tuning = config.sampling, config.tuning
     return {

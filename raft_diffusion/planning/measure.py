@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.config import Config
 from ..core.records import Draw, Prompt, Sample, Scored, Winner
-from .forecast import sampling_rows
+from .nfe import sampling_rows
 from .speed import Measured
 
 
