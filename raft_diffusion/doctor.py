@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -96,6 +97,7 @@ def examine(folder: Path, *, model: str | None = None, online: bool = False) -> 
         check_python(sys.version_info[:3]),
         check_packages(importlib.metadata.requires(PACKAGE) or ()),
         check_torch(torch, problem),
+        check_compiled("torch"),
         check_card(machine, torch),
         check_machine(machine),
         check_folder(folder),
@@ -167,6 +169,18 @@ def describe_build(cuda: str | None) -> str:
     if cuda is None:
         return "without CUDA"
     return f"with {cuda}" if cuda.startswith("ROCm") else f"with CUDA {cuda}"
+
+
+def check_compiled(module: str) -> Check:
+    """Whether Python kept what it compiled of `module`: without that every start compiles the libraries again."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.cached is None:
+        return Check(what="start", found=f"{module} is not installed as Python source")
+    if Path(spec.cached).is_file():
+        return Check(what="start", found="the libraries are compiled")
+    why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else "their folder cannot be written"
+    advice = "every start compiles them again, which takes about 15 s: `uv sync --compile-bytecode` does it once"
+    return Check(what="start", found=f"the libraries are not compiled: {why}", verdict="look", advice=advice)
 
 
 def check_card(machine: Machine, torch: Torch | None) -> Check:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import py_compile
 import shutil
 import stat
 import sys
@@ -144,6 +145,19 @@ def test_torch():
     broken = check_torch(None, "libcudart.so is missing")
     assert (broken.verdict, broken.found) == ("missing", "cannot be imported: libcudart.so is missing")
     assert MEND in broken.advice
+
+
+@pytest.mark.parametrize("set_so", [True, False])
+def test_libraries_that_are_compiled_at_every_start(tmp_path, monkeypatch, set_so):
+    (tmp_path / "slow_to_start.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", set_so)
+    check = module.check_compiled("slow_to_start")
+    assert (check.verdict, "PYTHONDONTWRITEBYTECODE" in check.found) == ("look", set_so)
+    assert "--compile-bytecode" in check.advice
+    py_compile.compile(str(tmp_path / "slow_to_start.py"))
+    assert module.check_compiled("slow_to_start").verdict == "ok"
+    assert "not installed" in module.check_compiled("not_installed_at_all").found
 
 
 def test_a_torch_that_cannot_be_imported(monkeypatch):
