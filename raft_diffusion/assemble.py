@@ -89,8 +89,13 @@ def make_base(config: Config, progress: Progress | None = None) -> Any:
         prediction_type=config.prediction_type,
         tiny_decoder=config.sampling.tiny_decoder,
     )
+    sampling = config.sampling
     return DiffusionPolicy(
-        components, settings=collecting(config), clip_skip=config.sampling.clip_skip, progress=progress
+        components,
+        settings=collecting(config),
+        clip_skip=sampling.clip_skip,
+        compiled=sampling.compile,
+        progress=progress,
     )
 
 

@@ -37,6 +37,7 @@ def _random_policy(config: Config, tell: Progress | None) -> Any:
         random_components(config),
         settings=assemble.collecting(config),
         clip_skip=config.sampling.clip_skip,
+        compiled=config.sampling.compile,
         progress=tell,
     )
     policy.add_adapter(

@@ -85,7 +85,7 @@ def _watched(policy: Any, rewards: Sequence[Any], watch: Stopwatch, now: list[st
     """Hands of `watch` on the networks, by the hooks that torch has for it."""
     parts = policy.components
     decoder = parts.tiny_decoder if policy.settings.tiny_decoder else parts.vae
-    watched = [(parts.unet, "unet", "sample"), (decoder.decoder, "vae", "sample")]
+    watched = [(policy.unet, "unet", "sample"), (decoder.decoder, "vae", "sample")]
     watched += [(reward.model.visual, "tower", "score") for reward in rewards]
     hooks: list[Any] = []
     for module, name, stage in watched:

@@ -112,6 +112,10 @@ class Sampling(Section):
     samples_per_prompt: int = Field(8, ge=2, le=10_000, description="candidates a group (K)")
     groups_per_prompt: int = Field(1, ge=1, le=10_000, description="contests of K candidates a prompt and round")
     batch_size: int = Field(8, ge=1, le=10_000, description="pictures sampled at once; it changes none of them")
+    compile: bool = Field(
+        False,
+        description="compile the UNet for sampling (torch.compile): minutes once, for a GPU; last bits may vary",
+    )
     sources: dict[str, PositiveFloat] = Field(
         {OWN: 1.0},
         min_length=1,

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from ..core.halving import guided_calls
 from ..core.records import Draw
+from ..webui import shortened
 from .settings import Settings
 
 
@@ -113,6 +116,17 @@ def begin(draws: Sequence[Draw], settings: Settings, scheduler: Any, *, shape: S
     )
 
 
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Where torch cannot compile, it says so in pages: within this context it is one sentence."""
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = shortened(" ".join(str(error).split()), 200)
+        raise ValueError(f"torch cannot compile the UNet here ({reason}); set sampling.compile to false") from error
+
+
+@_compiling()
 def advance(
     part: Partway, until: int, settings: Settings, *, unet: Any, text: torch.Tensor, watched: bool = False
 ) -> Partway:

@@ -21,6 +21,7 @@ from ..core.records import Draw, Progress, Sample
 from ..core.unfinished import Shelf
 from ..crew import Crew, Stance, made
 from ..lora.file import FILE_NAME, StoredLora, find_lora, read_lora
+from ..process import Heap
 from ..room import Room
 from ..tuning_state import digest_of
 from ..webui import Infotext, PromptWarning, find_scheduler, literal_syntax, shortened
@@ -53,6 +54,8 @@ class DiffusionPolicy:
     components: the frozen model; the policy puts its adapter into it, so it belongs to one policy.
     settings: how candidates are collected.
     clip_skip: which layer of the text encoder is read, as WebUIs count: 1 is the last, 2 the one before it.
+    compiled: sample with the UNet as torch.compile makes it. Its first batches take minutes; what was compiled stays as
+        the LoRA learns. The last bits of a picture may then depend on the batches before it.
     progress: called with ("sample", pictures done, pictures in all) after each batch.
     shelf, an attribute: where finished batches and the state of the tuning are kept until their round is.
     crew, an attribute: the processes that share the work, where there are several.
@@ -65,6 +68,7 @@ class DiffusionPolicy:
         *,
         settings: Settings,
         clip_skip: int = 1,
+        compiled: bool = False,
         progress: Progress | None = None,
     ) -> None:
         layers = components.text_encoder.config.num_hidden_layers
@@ -73,6 +77,7 @@ class DiffusionPolicy:
                 f"clip_skip is {clip_skip}; this model's text encoder has {layers} layers, so 1 to {layers}"
             )
         self.components = components
+        self.unet: Any = torch.compile(components.unet) if compiled else components.unet
         self.settings = settings
         self.clip_skip = clip_skip
         self.adapter: Adapter | None = None
@@ -84,6 +89,7 @@ class DiffusionPolicy:
         self._embeddings: dict[str, torch.Tensor] = {}
         self._told: set[str] = set()
         self._sampling, self._decoding = Room("sampling", setting="sampling.batch_size"), Room("decoding")
+        self._heap = Heap()
         self._scheduler(settings)
 
     def add_adapter(
@@ -236,6 +242,7 @@ class DiffusionPolicy:
         for draw, latent, image in zip(draws, latents.cpu(), images, strict=True):
             image.info["parameters"] = self._infotext(draw, settings).text()
             samples.append(Sample(draw, Picture(latent.clone(), image)))
+        self._heap.tidy()
         return samples
 
     def calls(self, settings: Settings) -> int:
@@ -356,7 +363,7 @@ class DiffusionPolicy:
         negatives = [draw.prompt.negative for draw in part.draws] if settings.guidance_scale > 1 else []
         text = self.embed([*negatives, *(draw.prompt.text for draw in part.draws)]).to(self.components.dtype)
         with self.adapter.folded() if self.adapter else nullcontext():
-            return advance(part, until, settings, unet=self.components.unet, text=text, watched=watched)
+            return advance(part, until, settings, unet=self.unet, text=text, watched=watched)
 
     def _infotext(self, draw: Draw, settings: Settings) -> Infotext:
         """The LoRA that is being trained has no name yet and goes unnamed."""
