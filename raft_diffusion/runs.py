@@ -69,7 +69,7 @@ class Run:
         if (self.folder / "config.toml").exists():
             self._lock = RunLock.take(self.folder)  # before the minutes that loading may take
         threads = make.prepare(config.threads)
-        codec = make.make_codec()
+        self._codec = codec = make.make_codec()
         self._unfinished = Unfinished(self.folder, packer=codec, identity=identity_of(config))
         self._policy = make.make_policy(config, self._tell)
         self._policy.shelf = self._unfinished.shelf(ROUND)
@@ -200,8 +200,10 @@ class Run:
             self._progress(self._stage or stage, done, total)
 
     def _select(self, groups: Sequence[Group]) -> Selection:
-        """By the person where one has scored the round, else as the settings say."""
+        """By the person where one has scored the round, else as the settings say. What the round writes is begun, to be
+        made while the tuner works."""
         self._figures = {}
+        self._codec.begin([scored.sample for members in groups for scored in members.candidates])
         if HUMAN in groups[0].candidates[0].scores:
             return select_chosen(self.config.selection.best)(groups)
         selection = self._make.make_select(self.config)(groups)

@@ -16,6 +16,7 @@ import torch
 
 from raft_diffusion import assemble, cli
 from raft_diffusion.core.config import Config
+from raft_diffusion.diffusion import PictureCodec
 from raft_diffusion.terminal import LiveTable
 
 TINY = """
@@ -256,6 +257,24 @@ def test_a_killed_run_goes_on_to_the_same_end(finished, config, tmp_path):
     assert sorted(path.name for path in (root / "rounds").iterdir()) == [".002.partial", "001"]
     command("train", config, "--out", root)
     assert same_run(finished, root)
+
+
+def test_pictures_of_a_round_are_made_while_its_tuner_works(config, tmp_path):
+    begin, tell, events = PictureCodec.begin, LiveTable.progress, []
+
+    def begun(self, samples):
+        events.append(len(samples))
+        begin(self, samples)
+
+    def told(self, stage, *counts):
+        events.append(stage)
+        tell(self, stage, *counts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PictureCodec, "begin", begun)
+        patch.setattr(LiveTable, "progress", told)
+        command("train", config, "--out", tmp_path / "run", "--set", "rounds=1")
+    assert events.index(4) < events.index("tune")
 
 
 @pytest.mark.parametrize(("number", "stage"), [(signal.SIGINT, ("sample", 4, 4)), (signal.SIGTERM, ("tune", 1, 2))])

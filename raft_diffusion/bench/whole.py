@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from .. import assemble
 from ..core.config import Config
 from ..core.loop import raft
+from ..core.records import Group, Selection
 from ..core.store import RunFolder
 from .watch import Stopwatch, network_watch
 
@@ -64,12 +65,18 @@ def run_round(
         return call
 
     tuner, sampler = assemble.make_tuner(config, tell), assemble.make_sampler(config, policy)
+    select, codec = assemble.make_select(config), assemble.make_codec()
+
+    def choose(groups: Sequence[Group]) -> Selection:
+        codec.begin([scored.sample for members in groups for scored in members.candidates])  # as a run does
+        return select(groups)
+
     with tempfile.TemporaryDirectory() as name, _watched(policy, rewards, inside, now):
-        folder = RunFolder.open(Path(name) / "run", codec=assemble.make_codec(), config=config, environment={})
+        folder = RunFolder.open(Path(name) / "run", codec=codec, config=config, environment={})
         loop = raft(
             _Policy(timed("sample", sampler.generate), policy.save, policy.load),
             [timed("score", reward) for reward in rewards],
-            timed("select", assemble.make_select(config)),
+            timed("select", choose),
             timed("tune", lambda _, winners, seed: tuner(policy, winners, seed=seed)),
             _Store(timed("store", folder.save)),
             lambda index: assemble.round_draws(config, policy, index),

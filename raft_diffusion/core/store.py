@@ -41,8 +41,10 @@ TUNER_BATCH = ("tuning.batch_size", "tuning.gradient_accumulation")
 
 
 class Codec(Packer, Protocol):
-    """How a modality's samples lie on disk. `keep`: with all that training needs, so that reading gives them back."""
+    """How a modality's samples lie on disk. `keep`: with all that training needs, so that reading gives them back.
+    `begin` says which samples will be written, so that what it takes can be made beside other work."""
 
+    def begin(self, samples: Sequence[Sample]) -> None: ...
     def write_samples(self, folder: Path, samples: Sequence[Sample], *, keep: bool) -> list[str]: ...
     def read_samples(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Any]: ...
 

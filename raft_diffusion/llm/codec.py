@@ -17,6 +17,9 @@ TOKENS = "tokens.json"
 class TextCodec:
     """The `core.store.Codec` of completions."""
 
+    def begin(self, samples: Sequence[Sample]) -> None:
+        """Nothing: a text is written as it stands."""
+
     def write_samples(self, folder: Path, samples: Sequence[Sample], *, keep: bool) -> list[str]:
         """Write `<sample id>.txt` for each sample into an existing folder and return the names, in order.
 

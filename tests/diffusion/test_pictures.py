@@ -1,9 +1,13 @@
+import threading
+import weakref
+
 import pytest
 import torch
 from PIL import Image
 
 from raft_diffusion.core.records import Draw, Prompt, Sample
-from raft_diffusion.diffusion.pictures import Picture, PictureCodec, before_after
+from raft_diffusion.diffusion import pictures
+from raft_diffusion.diffusion.pictures import Picture, PictureCodec, as_png, before_after
 
 
 @pytest.fixture
@@ -51,10 +55,49 @@ def test_what_a_picture_says_of_itself_is_kept(tmp_path, samples):
     PictureCodec().write_samples(tmp_path, samples, keep=True)
     with Image.open(tmp_path / f"{samples[0].id}.png") as image:
         assert image.text == {"parameters": "ein Käse, 猫\nSteps: 4"}
-    pictures = PictureCodec().read_samples(tmp_path, rows(samples))
-    assert pictures[0].image.info["parameters"] == "ein Käse, 猫\nSteps: 4"
-    assert pictures[1].image.info["parameters"] == "bytes that were no UTF-8: ?"
-    assert "parameters" not in pictures[2].image.info
+    found = PictureCodec().read_samples(tmp_path, rows(samples))
+    assert found[0].image.info["parameters"] == "ein Käse, 猫\nSteps: 4"
+    assert found[1].image.info["parameters"] == "bytes that were no UTF-8: ?"
+    assert "parameters" not in found[2].image.info
+
+
+def test_a_picture_is_made_once_beside_other_work_and_forgotten_with_it(tmp_path, samples, monkeypatch):
+    made, go = [], threading.Event()
+
+    def slow(image):
+        assert go.wait(60)
+        made.append((image, threading.current_thread()))
+        return as_png(image)
+
+    monkeypatch.setattr(pictures, "as_png", slow)
+    codec = PictureCodec()
+    codec.begin(samples)
+    assert not made
+    go.set()
+    for name, some in (("candidates", samples), ("winners", samples[1:])):
+        (tmp_path / name).mkdir()
+        codec.write_samples(tmp_path / name, some, keep=True)
+    assert sorted(id(image) for image, _ in made) == sorted(id(sample.data.image) for sample in samples)
+    assert threading.current_thread() not in [thread for _, thread in made]
+    for sample in samples:
+        content = (tmp_path / "candidates" / f"{sample.id}.png").read_bytes()
+        assert content == as_png(sample.data.image)
+        assert sample is samples[0] or content == (tmp_path / "winners" / f"{sample.id}.png").read_bytes()
+    kept = weakref.ref(samples[0].data)
+    made.clear()
+    del samples[0], sample
+    assert kept() is None
+
+
+def test_a_picture_that_cannot_be_made_stops_the_writing(tmp_path, samples, monkeypatch):
+    def refuse(image):
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr(pictures, "as_png", refuse)
+    codec = PictureCodec()
+    codec.begin(samples)
+    with pytest.raises(MemoryError, match="no room"):
+        codec.write_samples(tmp_path, samples, keep=True)
 
 
 def test_a_packed_batch_comes_back_bit_by_bit(samples):
