@@ -59,9 +59,10 @@ def held_out_name(config: Config) -> str | None:
     return held_out_score(config.rewards.held_out) if config.rewards.held_out else None
 
 
-def make_policy(config: Config, progress: Progress | None = None) -> Any:
-    """The model of the configuration with the LoRA that learns, set to collect candidates."""
-    policy = make_base(config, progress)
+def make_policy(config: Config, progress: Progress | None = None, *, components: Any = None) -> Any:
+    """The model of the configuration with the LoRA that learns, set to collect candidates. components: see
+    `make_base`."""
+    policy = make_base(config, progress, components=components)
     tuning = config.tuning
     policy.add_adapter(
         rank=tuning.rank,
@@ -74,12 +75,25 @@ def make_policy(config: Config, progress: Progress | None = None) -> Any:
     return policy
 
 
-def make_base(config: Config, progress: Progress | None = None) -> Any:
-    """The model of the configuration without any LoRA."""
-    from .diffusion import DiffusionPolicy, choose_dtype, load
+def make_base(config: Config, progress: Progress | None = None, *, components: Any = None) -> Any:
+    """The model of the configuration without any LoRA. components: its frozen parts, where they need no loading."""
+    from .diffusion import DiffusionPolicy
+
+    return DiffusionPolicy(
+        load_components(config) if components is None else components,
+        settings=collecting(config),
+        clip_skip=config.sampling.clip_skip,
+        compiled=config.sampling.compile,
+        progress=progress,
+    )
+
+
+def load_components(config: Config) -> Any:
+    """The frozen parts of the configuration's model."""
+    from .diffusion import choose_dtype, load
 
     device = pick_device(config.device)
-    components = load(
+    return load(
         config.model,
         device=device,
         dtype=choose_dtype(config.precision, device),
@@ -88,14 +102,6 @@ def make_base(config: Config, progress: Progress | None = None) -> Any:
         variant=config.variant,
         prediction_type=config.prediction_type,
         tiny_decoder=config.sampling.tiny_decoder,
-    )
-    sampling = config.sampling
-    return DiffusionPolicy(
-        components,
-        settings=collecting(config),
-        clip_skip=sampling.clip_skip,
-        compiled=sampling.compile,
-        progress=progress,
     )
 
 

@@ -24,30 +24,10 @@ def make_subject(config: Config, *, random_weights: bool, tell: Progress | None 
     Of any but the carried model the tower is a ViT-L-14 with random weights: the usual one, and large to download.
     Raises ValueError for a model or a device that cannot be used.
     """
-    policy = _random_policy(config, tell) if random_weights else assemble.make_policy(config, tell)
+    components = random_components(config) if random_weights else None
+    policy = assemble.make_policy(config, tell, components=components)
     towers = assemble.make_rewards(config) if config.model == POCKET else [random_tower(config)]
     return policy, towers
-
-
-def _random_policy(config: Config, tell: Progress | None) -> Any:
-    from ..diffusion import DiffusionPolicy
-
-    tuning = config.tuning
-    policy = DiffusionPolicy(
-        random_components(config),
-        settings=assemble.collecting(config),
-        clip_skip=config.sampling.clip_skip,
-        compiled=config.sampling.compile,
-        progress=tell,
-    )
-    policy.add_adapter(
-        rank=tuning.rank,
-        alpha=tuning.alpha,
-        targets=tuning.targets,
-        text_encoder=tuning.text_encoder,
-        seed=config.seed,
-    )
-    return policy
 
 
 def random_components(config: Config) -> Any:
