@@ -298,6 +298,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(models, "tower_config", lambda: tower)
 
 
+@pytest.mark.slow
 def test_a_round_of_random_weights_needs_none(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the network"))
     target = tmp_path / "numbers.json"

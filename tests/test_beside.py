@@ -38,6 +38,7 @@ def job(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_run_is_measured_on_the_first_ones_draws(job):
     config, seen = Config.load(job / "mine" / "config.toml"), []
     result = beside.compare_runs(

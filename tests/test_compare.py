@@ -82,6 +82,7 @@ def run(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_every_round_is_measured_on_the_bases_draws_and_only_once(run, monkeypatch):
     config, seen = Config.load(run / "config.toml"), []
     result = compare.compare_rounds(config, run, pairs=4, progress=lambda *done: seen.append(done))

@@ -122,6 +122,7 @@ def test_the_drift_is_told_beside_the_loss(finished):
     assert all(row["figures"]["drift"] > 0 for row in metrics(finished))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_end(config, finished, tmp_path):
     run = Run(load_config(str(config)), tmp_path / "stopped")
     next(iter(run.rounds()))

@@ -125,6 +125,7 @@ def test_a_card_that_lies_idle_is_mentioned(here, capsys, monkeypatch):
     assert "uv pip install" in out
 
 
+@pytest.mark.slow
 def test_the_tuners_batch_may_be_split_on_the_way(here, capsys):
     command("train", "tiny.toml", "--out", "run", "--set", "rounds=1")
     split = ["--set", "tuning.batch_size=1", "--set", "tuning.gradient_accumulation=2"]

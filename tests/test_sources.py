@@ -299,6 +299,7 @@ def rows(root: Path) -> list[dict]:
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_of_mixed_experts_keeps_who_made_what_and_goes_on_to_the_same_end(pictures, here):
     (here / "tiny.toml").write_text(TINY)
     given = [

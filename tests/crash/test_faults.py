@@ -193,7 +193,7 @@ def after(tmp_path_factory, before):
     ("code", "once"),
     [
         pytest.param(errno.ENOSPC, False, id="full"),
-        pytest.param(errno.EACCES, False, id="closed"),
+        pytest.param(errno.EACCES, False, id="closed", marks=pytest.mark.slow),
         pytest.param(errno.EIO, False, id="broken", marks=pytest.mark.slow),
         pytest.param(errno.ENOSPC, True, id="full for a moment", marks=pytest.mark.slow),
     ],

@@ -26,7 +26,7 @@ from raft_diffusion.review.desk import Desk
 FUZZ = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fuzzing.py"))))
 COMMANDS: dict[str, Any] = dict(sorted(get_command(cli.app).commands.items()))
 PRESETS = sorted(path.stem for path in jobs.PRESETS.glob("*.toml"))
-QUICK, WHOLE = 120, 1000
+QUICK, WHOLE = 60, 1000
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 PLACES = (
     *("run", "run/config.toml", "run/lora", "run/rounds/001/adapter", "run/rounds/001/candidates", "run/evaluation"),

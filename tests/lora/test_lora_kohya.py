@@ -174,7 +174,7 @@ def check_round_trip(tmp_path, parts, *, attention, rank, alpha, dtypes):
 BOTH = ("unet", "text_encoder")
 
 
-@pytest.mark.parametrize("ratio", [1, 0.5, 2])
+@pytest.mark.parametrize("ratio", [pytest.param(1, marks=pytest.mark.slow), 0.5, 2])
 def test_a_round_trip_of_all_layers(tmp_path, ratio):
     check_round_trip(tmp_path, BOTH, attention=False, rank=4, alpha=4 * ratio, dtypes=("fp32", "fp16"))
 

@@ -147,7 +147,7 @@ def carried_lora(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("source", ["folder", "file"])
+@pytest.mark.parametrize("source", [pytest.param("folder", marks=pytest.mark.slow), "file"])
 def test_folder_and_file_give_the_latents_of_base_plus_lora(model, lora, tmp_path, source):
     live = DiffusionPolicy(loaded(model[source]), settings=SETTINGS)
     live.attach(lora)

@@ -199,6 +199,7 @@ def test_a_lora_of_one_layer_restarts_from_itself(lora, write):
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.trained.parameters().items())
 
 
+@pytest.mark.slow
 def test_evaluate_compares_with_another_lora_and_keeps_the_runs_own(write, lora, tmp_path, monkeypatch, capsys):
     root = tmp_path / "run"
 
