@@ -16,7 +16,7 @@ from .core.lock import RunLock
 from .core.looks import forget_ending, read_look
 from .core.loop import Reward, raft, score
 from .core.overrule import overruled, set_aside
-from .core.records import Group, Round, Sample, Scored, Selection, Winner
+from .core.records import Group, Round, Sample, Scored, Selection, Winner, samples_of
 from .core.stop import is_flat
 from .core.store import RunFolder, make_folder, read_metrics, round_folder
 from .core.timing import write_seconds
@@ -203,7 +203,7 @@ class Run:
         """By the person where one has scored the round, else as the settings say. What the round writes is begun, to be
         made while the tuner works."""
         self._figures = {}
-        self._codec.begin([scored.sample for members in groups for scored in members.candidates])
+        self._codec.begin(samples_of(groups))
         if HUMAN in groups[0].candidates[0].scores:
             return select_chosen(self.config.selection.best)(groups)
         selection = self._make.make_select(self.config)(groups)

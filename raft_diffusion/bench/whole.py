@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from .. import assemble
 from ..core.config import Config
 from ..core.loop import raft
-from ..core.records import Group, Selection
+from ..core.records import Group, Selection, samples_of
 from ..core.store import RunFolder
 from .watch import Stopwatch, network_watch
 
@@ -68,7 +68,7 @@ def run_round(
     select, codec = assemble.make_select(config), assemble.make_codec()
 
     def choose(groups: Sequence[Group]) -> Selection:
-        codec.begin([scored.sample for members in groups for scored in members.candidates])  # as a run does
+        codec.begin(samples_of(groups))  # as a run does
         return select(groups)
 
     with tempfile.TemporaryDirectory() as name, _watched(policy, rewards, inside, now):

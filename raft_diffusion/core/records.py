@@ -6,7 +6,7 @@ Legend: P prompts a round, K candidates a prompt, N = P * K candidates a round.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,11 @@ class Group:
 
     prompt: Prompt
     candidates: tuple[Scored, ...]
+
+
+def samples_of(groups: Sequence[Group]) -> list[Sample]:
+    """All candidates of these groups, in order."""
+    return [scored.sample for members in groups for scored in members.candidates]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -32,7 +32,7 @@ from .guard import Look
 from .lock import FILE as LOCK
 from .looks import figures, write_look
 from .loop import group
-from .records import Group, Round, Sample, Scored, Selection, Winner
+from .records import Group, Round, Sample, Scored, Selection, Winner, samples_of
 from .rows import METADATA, checked, expect, is_integer, is_number, is_numbers, read_object, read_rows, to_draw, to_row
 from .settings import Settings
 from .unfinished import Packer
@@ -144,11 +144,10 @@ class RunFolder:
         for members, keys in zip(round_.groups, round_.selection.keys, strict=True):
             for scored, key in zip(members.candidates, keys, strict=True):
                 rows.append(to_row(scored, key, winners.get(scored.sample.id)))
-        candidates = [scored.sample for members in round_.groups for scored in members.candidates]
         won = [to_row(w.candidate, w.key, w) for w in round_.selection.winners]
         waiting = waiting_folder(self.root, round_.index)
         with _built(self._folder(round_.index)) as partial:
-            self._write_set(partial / "candidates", candidates, rows, keep=True)
+            self._write_set(partial / "candidates", samples_of(round_.groups), rows, keep=True)
             self._write_set(partial / "winners", [w.sample for w in round_.selection.winners], won, keep=True)
             (partial / "adapter").mkdir()
             policy.save(partial / "adapter")

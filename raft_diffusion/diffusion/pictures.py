@@ -46,8 +46,8 @@ class Picture:
 class PictureCodec:
     """Writes pictures as PNG for people and, where they are kept to train on, their exact latents for the tuner.
 
-    A PNG of 512 x 512 pixels takes 50 ms of a core. Each is made once, in as many threads as torch has on the CPU (8 at
-    most); Pillow lets Python go on meanwhile.
+    A PNG of 512 x 512 pixels takes about 50 ms of a core. Each is made once, in as many threads as torch has on the CPU
+    (8 at most); Pillow lets Python go on meanwhile.
     """
 
     def __init__(self) -> None:
